@@ -1,0 +1,94 @@
+"The package imports in a fresh process, module by module, and says what it is."
+import configparser, importlib.metadata, json, os, shutil, subprocess, sys, zipfile
+import pytest
+from conftest import none_found
+from guards import PACKAGE, ROOT, notebooks
+
+MODULES = sorted(p.stem for p in (ROOT/PACKAGE).glob('*.py') if p.name[0]!='_')
+
+# One process imports the heavy libraries; each module is then imported in a fork of it, where no other module of ours is.
+FRESH = '''
+import importlib, inspect, json, os, sys, traceback
+import torch, transformers
+for o in ('datasets', 'peft', 'sklearn.datasets', 'seaborn'):
+    try: importlib.import_module(o)
+    except ImportError: pass
+def state():
+    mpl = sys.modules.get('matplotlib')
+    return dict(dtype=torch.get_default_dtype(), grad=torch.is_grad_enabled(), environment=dict(os.environ), folder=os.getcwd(), rcParams=mpl and dict(mpl.rcParams))
+def faults(name):
+    before = state()
+    try: mod = importlib.import_module(name)
+    except Exception: return [traceback.format_exc().strip().splitlines()[-1]]
+    res = [f'__all__ names {o}, which is not there' for o in getattr(mod, '__all__', []) if not hasattr(mod, o)]
+    if not mod.__doc__: res.append('has no docstring: its notebook has no "> " subtitle')
+    for o in (getattr(mod, n) for n in getattr(mod, '__all__', []) if hasattr(mod, n)):
+        if (inspect.isfunction(o) or inspect.isclass(o)) and o.__module__==name and not (o.__doc__ or '').strip(): res.append(f'{o.__name__} has no docstring')
+    res += [f'importing it changes {k}' for k,v in state().items() if v != before[k]]
+    return res
+res = {}
+for name in sys.argv[1:]:
+    r,w = os.pipe()
+    if not os.fork():
+        os.close(r); os.write(w, json.dumps(faults(name)).encode()); os._exit(0)
+    os.close(w)
+    with os.fdopen(r) as f: res[name] = json.loads(f.read() or '["the process died"]')
+    os.wait()
+print(json.dumps(res))
+'''
+
+@pytest.fixture(scope='module')
+def fresh():
+    if not MODULES: return {}
+    res = subprocess.run([sys.executable, '-c', FRESH, *(f'{PACKAGE}.{o}' for o in MODULES)], capture_output=True, text=True, cwd=ROOT)
+    assert res.returncode==0, res.stderr
+    return json.loads(res.stdout.splitlines()[-1])
+
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason='needs os.fork')
+@pytest.mark.parametrize('name', MODULES)
+def test_imports_alone(name, fresh): none_found(fresh[f'{PACKAGE}.{name}'], f'{PACKAGE}.{name}:')
+
+def test_every_module_has_a_notebook():
+    assert set(MODULES) == {nb.module for nb in notebooks() if nb.module and any(c.exported for c in nb.code)}
+
+def test_the_package_itself_is_light():
+    code = f'import sys, {PACKAGE}; print([o for o in ("torch", "transformers", "pandas", "matplotlib") if o in sys.modules])'
+    assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.strip() == '[]'
+
+def settings():
+    cfg = configparser.ConfigParser()
+    cfg.read(ROOT/'settings.ini')
+    return cfg['DEFAULT']
+
+def test_one_version():
+    import lvlm_study
+    assert lvlm_study.__version__ == settings()['version'] == importlib.metadata.version(PACKAGE)
+
+def test_nbdev_is_the_pinned_one():
+    import nbdev
+    assert nbdev.__version__ == '2.4.14'
+    assert 'nbdev==2.4.14' in (ROOT/'pyproject.toml').read_text()
+
+def test_flags_are_the_same_everywhere():
+    from refresh import SKIP
+    assert set(settings()['tst_flags'].split()) == SKIP
+
+@pytest.mark.parametrize('name', sorted(o.name for o in importlib.metadata.distribution(PACKAGE).entry_points))
+def test_entry_point(name):
+    ep = next(o for o in importlib.metadata.distribution(PACKAGE).entry_points if o.name==name)
+    module = ep.value.split(':')[0]
+    if not (ROOT/(module.replace('.', '/')+'.py')).exists(): pytest.skip(f'{module} does not exist yet')
+    assert ep.load() is not None
+
+def test_wheel_holds_what_is_needed(tmp_path):
+    src = tmp_path/'src'
+    shutil.copytree(ROOT/PACKAGE, src/PACKAGE, ignore=shutil.ignore_patterns('__pycache__'))
+    for name in ('pyproject.toml', 'LICENSE'): shutil.copy(ROOT/name, src)
+    (src/'README.md').write_text('x')
+    build = [sys.executable, '-m', 'pip', 'wheel', '-q', '--no-deps', '--no-build-isolation', '--no-index', '-w', str(tmp_path), str(src)]
+    res = subprocess.run(build, capture_output=True, text=True)
+    assert res.returncode==0, res.stderr
+    inside = set(zipfile.ZipFile(next(tmp_path.glob('*.whl'))).namelist())
+    want = {p.relative_to(ROOT).as_posix() for p in (ROOT/PACKAGE).rglob('*') if p.is_file() and '__pycache__' not in p.parts and p.name[0]!='.'}
+    none_found(sorted(want - inside), 'The wheel lacks:')
+    assert f'{PACKAGE}/py.typed' in inside and any(o.endswith('licenses/LICENSE') for o in inside)
