@@ -32,7 +32,7 @@ def says(lvlm:LVLM,    # Any model
     out = lvlm.model.generate(**batch, max_new_tokens=n, min_new_tokens=n, do_sample=False, use_cache=cache)
     return out[:, batch['input_ids'].shape[1]:]
 
-# %% ../nbs/05_surgery.ipynb #2b1a28c7
+# %% ../nbs/05_surgery.ipynb #c282f630
 def plot_meter(plan:Plan, # What stays
                ax=None    # Axes to draw on
               ):
@@ -40,7 +40,7 @@ def plot_meter(plan:Plan, # What stays
     import matplotlib.pyplot as plt
     ax = ax or plt.subplots(figsize=(5.6,.9))[1]
     s,gone = plan.sizes, plan.sizes['total']-plan.left['parameters']; lm,rest = s['lm'], s['total']-s['lm']; M = 1e9 if s['total']>1e9 else 1e6
-    parts = (('goes', gone, 'white'), ('stays', lm-gone, COLORS['layer']), ('vision and projector', rest, COLORS['image'])); left = 0
+    parts = (('goes', gone, 'white'), ('stays of the LM', lm-gone, COLORS['layer']), ('vision and projector', rest, COLORS['image'])); left = 0
     for label,n,c in parts: ax.barh(0, n/M, left=left/M, color=c, edgecolor='#333333', lw=.7, label=f'{label}: {n/M:,.2f} {"B" if M==1e9 else "M"}'); left += n
     ax.plot([plan.asked*lm/M]*2, [-.55, .55], color=COLORS['width'], lw=2, label=f'asked: {plan.asked:.1%}, realised: {plan.realised["lm"]:.1%} of the LM')
     ax.set(yticks=[], xlim=(0, s['total']/M), xlabel=f'parameters in {"billions" if M==1e9 else "millions"}'); ax.grid(False); ax.spines['left'].set_visible(False)
