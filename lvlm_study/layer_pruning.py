@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CHOICES', 'FAMILIES', 'NINE', 'lowest', 'last', 'span', 'chance', 'order_of', 'layer_plan', 'plot_strip',
-           'plot_choices', 'rows_by_ratio', 'curve', 'paper_curve', 'plot_curves', 'abilities', 'plot_abilities',
-           'measured_near', 'layer_card']
+           'plot_choices', 'rows_by_ratio', 'curve', 'paper_curve', 'plot_curves', 'draw_curves', 'abilities',
+           'plot_abilities', 'measured_near', 'layer_card']
 
 # %% ../nbs/06_layer_pruning.ipynb #6d2f7fa9
 import random
@@ -134,7 +134,7 @@ def curve(results,   # As for `rows_by_ratio`
     low,high = (getattr(g.retention, f)().where(~one, g[f'retention_{k}'].mean() if f'retention_{k}' in d else g.retention.mean()) for f,k in (('min', 'low'), ('max', 'high')))
     return pd.DataFrame(dict(realised=100*g.realised_lm.mean(), retention=g.retention.mean(), low=low, high=high, seeds=n))
 
-# %% ../nbs/06_layer_pruning.ipynb #55e7d844
+# %% ../nbs/06_layer_pruning.ipynb #907f76eb
 def paper_curve(family:str, # As in the paper's table, such as 'llava-v1.5-7b'
                 method:str, # 'layer' or 'width'
                 metric:str='AVG%' # Or a benchmark
@@ -150,14 +150,24 @@ def plot_curves(results:dict, # Method -> results
                ):
     "Retention of one family by realised ratio, measured, and the paper's in grey."
     from matplotlib.ticker import MultipleLocator
-    for (method,res),style in zip(results.items(), ('--', ':')):
-        p,d = paper_curve(FAMILIES[model], method), curve(res, model, method)
-        ax.plot([0, *p.index], [100, *p], style, color=COLORS['paper'], lw=1.2, label=f'{method}, the paper: {FAMILIES[model]}')
-        if not len(d): ax.plot([], [], color=COLORS[method], label=f'{method}: not measured yet'); continue
+    seeds = 0
+    for (method,res),line in zip(results.items(), ('--', ':')):
+        p,d = paper_curve(FAMILIES[model], method), curve(res, model, method); seeds = max(seeds, d.seeds.max() if len(d) else 0)
+        ax.plot([0, *p.index], [100, *p], line, color=COLORS['paper'], lw=1.2, label=f'{method}, the paper')
         ax.fill_between([0, *d.realised], [100, *d.low], [100, *d.high], color=COLORS[method], alpha=.15, lw=0)
-        ax.plot([0, *d.realised], [100, *d.retention], 'o-', color=COLORS[method], label=f'{method}, {model}, {d.seeds.max()} seed{"s"*(d.seeds.max()>1)}')
-    ax.set(title=model, xlabel='LM parameters removed in %', xlim=(-1, 68), ylim=(0, 112)); ax.xaxis.set_major_locator(MultipleLocator(15)); ax.legend(loc='lower left', fontsize=6.5)
+        ax.plot([0, *d.realised][:len(d) and None], [100, *d.retention][:len(d) and None], 'o-', color=COLORS[method], label=f'{method}, measured')
+    ax.set(xlabel='LM parameters removed in %', xlim=(-1, 68), ylim=(0, 108)); ax.xaxis.set_major_locator(MultipleLocator(15))
+    ax.set_title(f'{model} ({f"{seeds} seed"+"s"*(seeds>1) if seeds else "not measured yet"})\npaper: {FAMILIES[model]}', fontsize=8.5)
     return ax
+
+def draw_curves(results # Method -> results
+               ):       # The figure
+    "The three families side by side."
+    import matplotlib.pyplot as plt
+    fig,axs = plt.subplots(1, 3, figsize=(8.4,2.9), sharey=True)
+    for m,ax in zip(FAMILIES, axs): plot_curves(results, m, ax)
+    axs[0].set_ylabel('retention in %'); fig.legend(*axs[0].get_legend_handles_labels(), loc='outside lower center', ncols=4)
+    return fig
 
 # %% ../nbs/06_layer_pruning.ipynb #418ce895
 NINE = 'MMMU SQA MathVista AI2D MME-C MME-P POPE DocVQA GQA'.split()
