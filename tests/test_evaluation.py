@@ -4,9 +4,11 @@ import numpy as np, pandas as pd, pytest
 import torch, transformers, datasets
 from PIL import Image
 from lvlm_study import evaluation as ev
-from lvlm_study.evaluation import (METRICS, TOP, PAIRED, anls, answer, answer_batch, average, by_benchmark, choice_letter, choice_score, compare, edit_distance, evaluate,
-    exact_match, final_number, fingerprint, first, grade, interval_width, math_score, numbers, open_score, paper_table, plain, pope_scores, questions, read_records,
-    relaxed, resample, retention, retention_above_chance, suite_key, tabulate, vqa_accuracy, yes_no)
+from lvlm_study.evaluation import (METRICS, TOP, PAIRED, above_chance, answer, answer_batch, average, by_benchmark, chance_floor, compare, evaluate, fingerprint, first, floors, grade,
+    interval_width, paper_results, paper_table, paper_text_only, pope_scores, questions, read_records, resample, retention, retention_above_chance, stored_tables, suite_key,
+    tabulate, text_only)
+from lvlm_study.metrics import (anls, choice_letter, choice_score, edit_distance, exact_match, final_number, math_score, mme_scores, numbers, open_score, plain, relaxed,
+    vqa_accuracy, yes_no)
 from lvlm_study.models import LVLM, load_lvlm
 from lvlm_study.suite import small_suite
 
