@@ -7,7 +7,7 @@ __all__ = ['NINE', 'LETTER', 'SHORT', 'COGNITION', 'PERCEPTION', 'ASK', 'FORM', 
            'ask_sqa', 'ask_ai2d', 'ask_mathvista', 'ask_mme', 'ask_short', 'Pictures', 'suite_row', 'to_suite', 'join',
            'parquet_files', 'read_folder', 'read', 'benchmark']
 
-# %% ../nbs/03b_benchmarks.ipynb #8da94355
+# %% ../nbs/03b_benchmarks.ipynb #0b3fa8b4
 import ast
 import os
 import re
@@ -18,15 +18,15 @@ from string import ascii_uppercase
 import datasets
 from .core import cache_dir
 from .data import ask
-from .evaluation import SUITES
+from .evaluation import SUITES, column
 
-# %% ../nbs/03b_benchmarks.ipynb #c074b11a
+# %% ../nbs/03b_benchmarks.ipynb #3e3a5f1d
 @dataclass(frozen=True)
 class Benchmark:
     "Where the questions of a benchmark are."
     repo:str              # Data set on the hub
     split:str             # Of the data set
-    revision:str          # Commit that the columns were read off
+    revision:str          # Commit of the data set
     columns:str           # Needed, besides the pictures
     task:str              # lmms-eval's name
     config:str = 'default' # Of the data set
@@ -147,7 +147,7 @@ _text,_texts = datasets.Value('string'), datasets.List(datasets.Value('string'))
 FORM = datasets.Features(dict(id=_text, images=datasets.List(datasets.List(datasets.Value('int32'))), messages=datasets.List(dict(role=_text, content=_text)), benchmark=_text, subtask=_text,
     pair=_text, answer=_texts, options=_texts, precision=datasets.Value('int32'), doc=datasets.Value('int32'), new_tokens=datasets.Value('int32')))
 
-# %% ../nbs/03b_benchmarks.ipynb #97723121
+# %% ../nbs/03b_benchmarks.ipynb #587ae5bb
 def _need(ds, columns, b):
     "The data set; ValueError where a column is missing."
     if gone := [c for c in columns if c not in ds.column_names]: raise ValueError(f'{b.repo} ({b.config}, {b.split}) should have the column {gone[0]}; it has {", ".join(ds.column_names)}')
@@ -165,8 +165,8 @@ def _shared_pictures(name, ds, images):
     "The same for GQA, whose pictures are elsewhere."
     b = NINE[name]
     if images is None: raise ValueError(f'{name} keeps its pictures in a data set of their own: give it as images')
-    at = {id: i for i,id in enumerate(_need(images, ['id', 'image'], b)['id'])}
-    if lost := next((i for i in ds['imageId'] if i not in at), None): raise ValueError(f'{b.repo} has no picture {lost!r}, which a question asks about')
+    at = {id: i for i,id in enumerate(column(_need(images, ['id', 'image'], b), 'id'))}
+    if lost := next((i for i in column(ds, 'imageId') if i not in at), None): raise ValueError(f'{b.repo} has no picture {lost!r}, which a question asks about')
     return [_column(images, 'image')], lambda i,d,f: [[0, at[d['imageId']]]]
 
 # %% ../nbs/03b_benchmarks.ipynb #224cb9d4
@@ -212,14 +212,14 @@ def join(suites:list # From `to_suite`
         columns += s.format['format_kwargs']['transform'].columns
     return _with_pictures(rows, columns)
 
-# %% ../nbs/03b_benchmarks.ipynb #29c7c2a7
+# %% ../nbs/03b_benchmarks.ipynb #243469f7
 def parquet_files(folder,      # As downloaded from the hub
                   config:str,  # Of the data set
                   split:str    # Of the data set
                  )->list:      # Paths
     "The files of a split."
     found = [p for p in sorted(Path(folder).rglob('*.parquet')) if re.fullmatch(rf'{re.escape(split)}(-.*)?', p.stem)]
-    return [p for p in found if config in p.parts] or found
+    return [p for p in found if config in p.relative_to(folder).parts] or found
 
 def read_folder(folder,      # Parquet files of the hub, or written by `save_to_disk`
                 config:str,  # Of the data set

@@ -213,13 +213,13 @@ def totals(u:pd.DataFrame # `units`
 # %% ../nbs/02c_metrics.ipynb #964754f5
 def mme_scores(records:pd.DataFrame # With `score`
               )->pd.Series:         # By benchmark and subtask, out of 200
-    "MME's accuracy + accuracy+ by subtask."
+    "MME's accuracy + accuracy+ by subtask (Fu et al. 2023)."
     u = units(records[records.benchmark.isin(PAIRED)])
     return (200*u.score/u.benchmark.map(TOP).astype(float)).groupby([u.benchmark, u.stratum], sort=False).mean()
 
 def pope_scores(records:pd.DataFrame # With `score`
                )->pd.DataFrame:      # One row a setting and one for all, in percent
-    "POPE's accuracy, precision, recall, F1 and share of yes."
+    "POPE's accuracy, precision, recall, F1 and share of yes (Li et al. 2023)."
     pope = records[records.benchmark=='POPE']
     def row(r):
         said,true = (r.prediction.map(lambda p: yes_no(p, whole=True))=='yes').to_numpy(), (r.answer.map(_truth)=='yes').to_numpy()
