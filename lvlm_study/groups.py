@@ -106,18 +106,19 @@ def wanda(lvlm:LVLM, # Whose weights
     w = {r: torch.stack([m.weight.detach().float().abs().sum(0).cpu() for _,role,m in maps(lvlm) if role==r]) for r in OUT}
     return fold(lvlm.anatomy, 'o', seen['o'].sqrt()*w['o']), seen['down'].sqrt()*w['down']
 
-# %% ../nbs/03d_groups.ipynb #925dc0bf
+# %% ../nbs/03d_groups.ipynb #0583a840
 @contextmanager
 def silence(lvlm:LVLM,  # Its weights are put back afterwards
             i:int,      # Block
             kind:str,   # 'heads' or 'channels'
-            g:int       # Group
+            groups      # Number of a group, or several
            ):
-    "Let one KV group or channel say nothing inside `with`: its columns of `o` or `down` are zero."
+    "Let KV groups or channels say nothing inside `with`: their columns of `o` or `down` are zero."
     a = lvlm.anatomy
     m = lvlm.blocks[i].get_submodule(a.attn['o'] if kind=='heads' else a.mlp['down'])
-    n = m.in_features//(a.kv_heads if kind=='heads' else a.channels); cols = slice(g*n, (g+1)*n)
-    keep = m.weight.data[:, cols].clone(); m.weight.data[:, cols] = 0
+    n = m.in_features//(a.kv_heads if kind=='heads' else a.channels)
+    cols = (torch.as_tensor(groups, device=m.weight.device).reshape(-1, 1)*n + torch.arange(n, device=m.weight.device)).flatten()
+    keep = m.weight.data[:, cols]; m.weight.data[:, cols] = 0
     try: yield
     finally: m.weight.data[:, cols] = keep
 

@@ -121,14 +121,14 @@ def watch_blocks(lvlm:LVLM, # Whose blocks are watched
     finally:
         for h in handles: h.remove()
 
-# %% ../nbs/03c_traces.ipynb #4091c29a
+# %% ../nbs/03c_traces.ipynb #3a67c37e
 def turn(h_in_BTD,  # What enters a block
          h_out_BTD, # What leaves it
          w_BKT      # Weights of the means over tokens
         ):          # (B, K)
     "1 - cosine between what enters and what leaves, averaged over each kind of token, in float32."
     x,y = h_in_BTD.float(), h_out_BTD.float()
-    cos_BT = torch.linalg.vecdot(x, y)/(torch.linalg.vector_norm(x, dim=-1)*torch.linalg.vector_norm(y, dim=-1)).clamp(min=1e-12)
+    cos_BT = torch.einsum('btd,btd->bt', x, y)/(torch.linalg.vector_norm(x, dim=-1)*torch.linalg.vector_norm(y, dim=-1)).clamp(min=1e-12)
     return 1-(w_BKT@cos_BT[..., None])[..., 0]
 
 # %% ../nbs/03c_traces.ipynb #ef5e4970

@@ -297,11 +297,11 @@ def test_half_precision_weights(dtype):
 
 def test_small_gradients_survive_float16():
     "Gradients below float16's smallest number would be zero without scaling."
-    lvlm,batch = build('llava'), make_batch('llava'); head = lvlm.part('head').weight
-    head.data *= 3e-5
+    lvlm,batch = build('llava'), make_batch('llava')
+    for part,by in (('norm', 3e-3), ('head', 1e-3)): lvlm.part(part).weight.data *= by
     want = score(lvlm, batch, 'taylor').channels['taylor']
     got = score(LVLM(lvlm.model.half()), batch, 'taylor').channels['taylor']
-    assert rel(got, want) < .1
+    assert rel(got, want) < .05
 
 def test_silence_is_removal(small):
     "A channel, and where query, key and value maps are apart a KV group, cut out of the matrices by hand."
