@@ -6,10 +6,10 @@
 __all__ = ['KIND_COLORS', 'SIZES', 'STUDIED', 'spearman', 'plot_kinds', 'agreement', 'plot_agreement', 'same_choice', 'by_size',
            'picked', 'run_calibration', 'plot_calibration']
 
-# %% ../nbs/04a_agreement.ipynb #53d5c0db
+# %% ../nbs/04a_agreement.ipynb #ae653866
 import numpy as np
 import pandas as pd
-from .core import COLORS, Run, read_rows
+from .core import COLORS, Run
 from .importance import Scores, interval, label, score
 from .models import load_lvlm
 from .suite import instructions
@@ -24,7 +24,7 @@ def spearman(x, # (..., n) numbers
     size = np.sqrt((x**2).sum(1)*(y**2).sum(1))
     return float(np.divide((x*y).sum(1), size, out=np.zeros(len(x)), where=size>0).mean())
 
-# %% ../nbs/04a_agreement.ipynb #c489167a
+# %% ../nbs/04a_agreement.ipynb #31fbb23f
 KIND_COLORS = dict(image=COLORS['image'], question=COLORS['text'], answer=COLORS['answer'], special='#333333')
 def plot_kinds(scores:Scores,  # Scores made with `tokens=True`
                criterion='bi', # 'bi' or 'taylor'
@@ -32,14 +32,15 @@ def plot_kinds(scores:Scores,  # Scores made with `tokens=True`
               ):
     "Score of the blocks for each kind of token, with intervals."
     import matplotlib.pyplot as plt
+    lines = {k: scores.blocks[f'{criterion}/{k}'] for k in KIND_COLORS}
     ax = ax or plt.subplots(figsize=(4,2.4))[1]
-    for k,c in KIND_COLORS.items():
-        s = scores.blocks[f'{criterion}/{k}']; lo,hi = interval(scores.samples[f'{criterion}/{k}']); x = range(len(s))
+    for k,s in lines.items():
+        c = KIND_COLORS[k]; lo,hi = interval(scores.samples[f'{criterion}/{k}']); x = range(len(s))
         ax.plot(x, s, 'o-', color=c, label=k, ms=3); ax.fill_between(x, lo, hi, color=c, alpha=.15, lw=0)
     ax.set(xlabel='block', ylabel=label(criterion), xticks=range(0, len(s), 1+len(s)//8), yscale='log', title=f"{scores.meta.get('model', '')}: {label(criterion)}")
     return ax
 
-# %% ../nbs/04a_agreement.ipynb #47ab1d9b
+# %% ../nbs/04a_agreement.ipynb #c1e6ee1c
 def agreement(scores:Scores,   # With several criteria
               what='blocks',   # Or 'heads', 'channels'
               tokens=False     # The kinds of tokens, too?
@@ -57,7 +58,7 @@ def plot_agreement(df:pd.DataFrame, # From `agreement`
     ax = ax or plt.subplots(figsize=(3,2.6))[1]; names = [label(c) for c in df]
     ax.imshow(df, cmap='RdBu', vmin=-1, vmax=1); ax.grid(False); ax.tick_params(length=0)
     for i,r in enumerate(df.to_numpy()):
-        for j,v in enumerate(r): ax.text(j, i, f'{v:.2f}'.replace('0.', '.'), ha='center', va='center', fontsize=6.5, color='white' if abs(v)>.7 else 'black')
+        for j,v in enumerate(r): ax.text(j, i, f'{v:.2f}'.replace('0.', '.'), ha='center', va='center', fontsize=6, color='white' if abs(v)>.7 else 'black')
     ax.set(xticks=range(len(df)), yticks=range(len(df)), yticklabels=names, title=title); ax.set_xticklabels(names, rotation=50, ha='right'); ax.spines[:].set_visible(False)
     return ax
 

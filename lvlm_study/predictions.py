@@ -7,7 +7,7 @@ __all__ = ['TARGETS', 'WHAT', 'start_at', 'states', 'removal_effects', 'halves',
            'loss_without', 'together', 'thin', 'run_prediction', 'predictions', 'plot_alone', 'plot_together',
            'plot_effects']
 
-# %% ../nbs/04b_predictions.ipynb #1707ccbf
+# %% ../nbs/04b_predictions.ipynb #6692cd93
 from contextlib import ExitStack, contextmanager
 import numpy as np
 import pandas as pd
@@ -17,7 +17,7 @@ from .core import COLORS, Run, read_rows
 from .groups import random_scores, silence
 from .importance import CRITERIA, Scores, label, score
 from .models import LVLM, load_lvlm
-from .traces import Batches, answer_loss, inputs, skip_blocks, watch_blocks
+from .traces import Batches, answer_loss, skip_blocks, watch_blocks
 
 # %% ../nbs/04b_predictions.ipynb #f937460d
 @contextmanager
@@ -180,7 +180,7 @@ def predictions(run:Run # As for `run_prediction`
     df = pd.DataFrame(rows, columns=['what', 'criterion', 'target', 'statistic', 'value'])
     return df.pivot_table(index=['what', 'criterion', 'target'], columns='statistic', values='value').rename_axis(columns=None).reset_index()
 
-# %% ../nbs/04b_predictions.ipynb #df1064f1
+# %% ../nbs/04b_predictions.ipynb #188e48c1
 def _names(d): return [label(c).removesuffix(' in nat') for c in d.criterion]
 
 def plot_alone(df:pd.DataFrame, # From `predictions`
@@ -207,7 +207,7 @@ def plot_together(df:pd.DataFrame, # From `predictions`
     ax = ax or plt.subplots(figsize=(3,2.4))[1]; col = COLORS['layer' if what=='blocks' else 'width']
     d = df[(df.what==what) & (df.target=='together')].sort_values('rho', ascending=False); y = range(len(d))
     ax.barh(y, d.rho, color=[COLORS['paper'] if k=='random' else col for k in d.criterion], height=.65); ax.hlines(y, d.low, d.high, color='#333333', lw=1.2)
-    ax.set(yticks=y, yticklabels=_names(d), xlabel='loss increase in nat', title=f'{what.capitalize()}, 30 % together'); ax.grid(axis='y', visible=False)
+    ax.set(yticks=y, yticklabels=_names(d), xlabel='loss increase in nat', title=f'{what.capitalize()}, 30 % at once'); ax.grid(axis='y', visible=False)
     return ax
 
 # %% ../nbs/04b_predictions.ipynb #ccc8ad4d
