@@ -24,7 +24,7 @@ def spearman(x, # (..., n) numbers
     size = np.sqrt((x**2).sum(1)*(y**2).sum(1))
     return float(np.divide((x*y).sum(1), size, out=np.zeros(len(x)), where=size>0).mean())
 
-# %% ../nbs/04a_agreement.ipynb #31fbb23f
+# %% ../nbs/04a_agreement.ipynb #e5764b09
 KIND_COLORS = dict(image=COLORS['image'], question=COLORS['text'], answer=COLORS['answer'], special='#333333')
 def plot_kinds(scores:Scores,  # Scores made with `tokens=True`
                criterion='bi', # 'bi' or 'taylor'
@@ -32,6 +32,7 @@ def plot_kinds(scores:Scores,  # Scores made with `tokens=True`
               ):
     "Score of the blocks for each kind of token, with intervals."
     import matplotlib.pyplot as plt
+    if f'{criterion}/image' not in scores.blocks: raise ValueError(f'{criterion!r} was not scored for each kind of token: say tokens=True when scoring')
     lines = {k: scores.blocks[f'{criterion}/{k}'] for k in KIND_COLORS}
     ax = ax or plt.subplots(figsize=(4,2.4))[1]
     for k,s in lines.items():

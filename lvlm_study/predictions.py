@@ -172,11 +172,13 @@ def run_prediction(run:Run # Says model, number of calibration samples, seed; `l
     curves |= {f'{w} {c}': thin(s) for w in WHAT for c,s in at_groups(scores, effects, w).items() if '/' not in c}
     return dict(metrics=predict(scores, effects) | together(lvlm, scores, batches), curves=curves)
 
-# %% ../nbs/04b_predictions.ipynb #a04d6b28
+# %% ../nbs/04b_predictions.ipynb #bf77d388
 def predictions(run:Run # As for `run_prediction`
                )->pd.DataFrame: # Columns what, criterion, target, rho, low, high, within
     "The stored row of a run as a table: `rho` is a rank correlation, or for the target 'together' an increase of the loss."
-    rows = [(*k.split(' '), v) for k,v in read_rows(run.experiment)[run.key]['metrics'].items()]
+    row = read_rows(run.experiment).get(run.key, {})
+    if 'metrics' not in row: raise ValueError(f'nothing is stored for {run.changed}: record(run, lambda: run_prediction(run)) measures it')
+    rows = [(*k.split(' '), v) for k,v in row['metrics'].items()]
     df = pd.DataFrame(rows, columns=['what', 'criterion', 'target', 'statistic', 'value'])
     return df.pivot_table(index=['what', 'criterion', 'target'], columns='statistic', values='value').rename_axis(columns=None).reset_index()
 
