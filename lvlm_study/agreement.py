@@ -24,7 +24,7 @@ def spearman(x, # (..., n) numbers
     size = np.sqrt((x**2).sum(1)*(y**2).sum(1))
     return float(np.divide((x*y).sum(1), size, out=np.zeros(len(x)), where=size>0).mean())
 
-# %% ../nbs/04a_agreement.ipynb #e5764b09
+# %% ../nbs/04a_agreement.ipynb #6ebe61c3
 KIND_COLORS = dict(image=COLORS['image'], question=COLORS['text'], answer=COLORS['answer'], special='#333333')
 def plot_kinds(scores:Scores,  # Scores made with `tokens=True`
                criterion='bi', # 'bi' or 'taylor'
@@ -38,10 +38,11 @@ def plot_kinds(scores:Scores,  # Scores made with `tokens=True`
     for k,s in lines.items():
         c = KIND_COLORS[k]; lo,hi = interval(scores.samples[f'{criterion}/{k}']); x = range(len(s))
         ax.plot(x, s, 'o-', color=c, label=k, ms=3); ax.fill_between(x, lo, hi, color=c, alpha=.15, lw=0)
-    ax.set(xlabel='block', ylabel=label(criterion), xticks=range(0, len(s), 1+len(s)//8), yscale='log', title=f"{scores.meta.get('model', '')}: {label(criterion)}")
+    ax.set(xlabel='block', ylabel=label(criterion), xticks=range(0, len(s), 1+len(s)//8), yscale='log')
+    ax.set_title(f"{scores.meta.get('model', '')}: {label(criterion)}")
     return ax
 
-# %% ../nbs/04a_agreement.ipynb #c1e6ee1c
+# %% ../nbs/04a_agreement.ipynb #5f949f4e
 def agreement(scores:Scores,   # With several criteria
               what='blocks',   # Or 'heads', 'channels'
               tokens=False     # The kinds of tokens, too?
@@ -60,7 +61,8 @@ def plot_agreement(df:pd.DataFrame, # From `agreement`
     ax.imshow(df, cmap='RdBu', vmin=-1, vmax=1); ax.grid(False); ax.tick_params(length=0)
     for i,r in enumerate(df.to_numpy()):
         for j,v in enumerate(r): ax.text(j, i, f'{v:.2f}'.replace('0.', '.'), ha='center', va='center', fontsize=6, color='white' if abs(v)>.7 else 'black')
-    ax.set(xticks=range(len(df)), yticks=range(len(df)), yticklabels=names, title=title); ax.set_xticklabels(names, rotation=50, ha='right'); ax.spines[:].set_visible(False)
+    ax.set(xticks=range(len(df)), yticks=range(len(df)), yticklabels=names, title=title)
+    ax.set_xticklabels(names, rotation=50, ha='right'); ax.spines[:].set_visible(False)
     return ax
 
 # %% ../nbs/04a_agreement.ipynb #779ed064
@@ -106,7 +108,7 @@ def run_calibration(run:Run # Says model, number of samples, seed
             for n,v in dict(mean=d.mean(0), low=np.quantile(d, .025, 0), high=np.quantile(d, .975, 0)).items(): curves[f'{w} {c} {k} {n}'] = v.tolist()
     return dict(metrics=dict(samples=run.calibration), curves=curves | dict(sizes=list(SIZES[:d.shape[1]])))
 
-# %% ../nbs/04a_agreement.ipynb #9278af6a
+# %% ../nbs/04a_agreement.ipynb #ca926cd2
 def plot_calibration(curves:dict,  # Of a row of `run_calibration`
                      measure='rank', # 'rank' or 'choice'
                      axs=None      # Three axes
@@ -116,8 +118,10 @@ def plot_calibration(curves:dict,  # Of a row of `run_calibration`
     axs = plt.subplots(1, 3, figsize=(7.6,2.4), sharey=True)[1] if axs is None else axs
     colors = dict(bi=COLORS['layer'], taylor=COLORS['width'], activation=COLORS['full'])
     for w,c in STUDIED:
-        ax,x = axs[('blocks', 'heads', 'channels').index(w)], curves['sizes']; m,lo,hi = (np.array(curves[f'{w} {c} {measure} {n}']) for n in ('mean', 'low', 'high'))
+        ax,x = axs[('blocks', 'heads', 'channels').index(w)], curves['sizes']
+        m,lo,hi = (np.array(curves[f'{w} {c} {measure} {n}']) for n in ('mean', 'low', 'high'))
         ax.plot(x, m, 'o-', color=colors[c], label=label(c), ms=3); ax.fill_between(x, lo, hi, color=colors[c], alpha=.15, lw=0)
-        ax.set(xscale='log', xticks=x, xticklabels=['' if n==15 else n for n in x], ylim=(min(0, ax.get_ylim()[0]), 1.03), title=w.capitalize()); ax.minorticks_off()
+        ax.set(xscale='log', xticks=x, xticklabels=['' if n==15 else n for n in x], ylim=(min(0, ax.get_ylim()[0]), 1.03), title=w.capitalize())
+        ax.minorticks_off()
     axs[0].set_ylabel(dict(rank='rank correlation', choice='same choice at 30 %')[measure])
     return axs

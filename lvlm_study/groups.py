@@ -66,7 +66,7 @@ def sum_weights(lvlm:LVLM, # Any model
         if m.bias is not None: sums.add(i, role, f(m.bias.detach().float()), role not in OUT)
     return sums
 
-# %% ../nbs/03d_groups.ipynb #4fd9ac4a
+# %% ../nbs/03d_groups.ipynb #3346918b
 def group_sizes(lvlm:LVLM # Any model
                )->dict:   # 'head' and 'channel': parameters of one; 'heads' and 'channels': how many a block; 'q_per_kv', 'head_dim'
     "What a solver of widths has to know, read off the first block."
@@ -74,7 +74,8 @@ def group_sizes(lvlm:LVLM # Any model
     for _,role,m in (x for x in maps(lvlm) if x[0]==0):
         kind = 'heads' if role in a.attn else 'channels'
         n[kind] += m.weight.numel() + (m.bias.numel() if m.bias is not None and role not in OUT else 0)
-    return dict(head=n['heads']//a.kv_heads, channel=n['channels']//a.channels, heads=a.kv_heads, channels=a.channels, q_per_kv=a.heads//a.kv_heads, head_dim=a.head_dim)
+    return dict(head=n['heads']//a.kv_heads, channel=n['channels']//a.channels, heads=a.kv_heads, channels=a.channels,
+        q_per_kv=a.heads//a.kv_heads, head_dim=a.head_dim)
 
 # %% ../nbs/03d_groups.ipynb #06a46fa7
 def magnitudes(lvlm:LVLM # Any model
@@ -197,7 +198,7 @@ def _typed(sums, criteria, kinds, scale):
                 if m.bias is not None: sums[f'{c}/{k}'].add(i, role, salience(m.bias, b, False, c=='taylor2', scale), role not in OUT)
     return see
 
-# %% ../nbs/03d_groups.ipynb #b6ce505b
+# %% ../nbs/03d_groups.ipynb #f93770cc
 def taylor(lvlm:LVLM,            # In eval mode
            sample:dict,          # One sample without padding, as from `singles`
            criteria=('taylor',), # 'taylor' and 'taylor2', the second order
@@ -216,7 +217,8 @@ def taylor(lvlm:LVLM,            # In eval mode
         loss = lvlm.model(**inputs(lvlm, sample), labels=sample['labels'].to(lvlm.device)).loss if reference else answer_loss(lvlm, sample).sum()
         (loss*scale).backward()
     for n,v in sums.items():
-        if not torch.isfinite(v.blocks).all(): raise ValueError(f'{n} is not finite with weights in {str(lvlm.model.dtype)[6:]}: load the model in bfloat16 or float32')
+        if not torch.isfinite(v.blocks).all():
+            raise ValueError(f'{n} is not finite with weights in {str(lvlm.model.dtype)[6:]}: load the model in bfloat16 or float32')
     for k,m in kinds.items():
         if not m.any():
             for c in criteria: v = sums[f'{c}/{k}']; v.blocks[:],v.heads[:],v.channels[:] = [float('nan')]*3

@@ -75,7 +75,7 @@ def _scores(rows, meta):
     "Scores from rows by (what, criterion), criteria in the order of `CRITERIA`."
     return Scores(**{f: {c: rows[k,c] for c in sorted((c for w,c in rows if w==k), key=_place)} for k,f in STORES.items()}, meta=meta)
 
-# %% ../nbs/04_importance.ipynb #9b26943c
+# %% ../nbs/04_importance.ipynb #f22f4d50
 def _from_trace(lvlm, seen, criteria, tokens):
     "Rows of the forward criteria: (what, criterion) -> (B, ...)."
     names = lambda c: [c]+([f'{c}/{k}' for k in KINDS] if tokens else [])
@@ -85,7 +85,7 @@ def _from_trace(lvlm, seen, criteria, tokens):
         if c in criteria: h,ch = f(); out |= {k: v[:, j] for j,n in enumerate(names(c)) for k,v in ((('heads', n), h), (('channels', n), ch))}
     return out
 
-def _from_sums(sums): return {(k, n): getattr(s, k).cpu()[None] for n,s in sums.items() for k in ('blocks', 'heads', 'channels') if k!='blocks' or len(s.blocks)}
+def _from_sums(sums): return {(k, n): getattr(s, k).cpu()[None] for n,s in sums.items() for k in ('blocks', 'heads', 'channels')}
 
 # %% ../nbs/04_importance.ipynb #730a8934
 def rows_of(lvlm:LVLM,    # In eval mode
@@ -124,23 +124,24 @@ def weight_rows(lvlm:LVLM, # Any model
     made = (magnitudes(lvlm) if {'l1', 'l2'} & set(criteria) else {}) | (dict(random=random_scores(lvlm, seed)) if 'random' in criteria else {})
     return _from_sums({c: made[c] for c in needing('weights', criteria)})
 
-# %% ../nbs/04_importance.ipynb #98db0e62
+# %% ../nbs/04_importance.ipynb #aa34fd1f
 def check_job(lvlm:LVLM,       # The model
               data:Batches,    # The samples
               criteria,        # Names
               reference=False  # As published?
              ):
     "ValueError in one sentence for what would spoil the scores."
-    if bad := [c for c in criteria if c not in NEEDS]: raise ValueError(f'unknown criterion {bad[0]!r}: choose from {", ".join(CRITERIA)}')
-    if reference and (bad := [c for c in criteria if c not in PUBLISHED]): raise ValueError(f'{bad[0]!r} has no published form: reference=True knows {" and ".join(PUBLISHED)}')
+    if reference and (bad := [c for c in criteria if c not in PUBLISHED]):
+        raise ValueError(f'{bad[0]!r} has no published form: reference=True knows {" and ".join(PUBLISHED)}')
     for n,p in lvlm.model.named_parameters():
         if not torch.isfinite(p).all(): raise ValueError(f'{n} holds values that are not finite: scores would be meaningless')
     first = {}
     for i,role,m in maps(lvlm):
-        if first.setdefault(role, m.weight.shape)!=m.weight.shape: raise ValueError(f'{role} of block {i} is {tuple(m.weight.shape)}, that of block 0 {tuple(first[role])}: scores need blocks of one width')
+        if first.setdefault(role, m.weight.shape)!=m.weight.shape:
+            raise ValueError(f'{role} of block {i} is {tuple(m.weight.shape)}, that of block 0 {tuple(first[role])}: scores need blocks of one width')
     if needing('gradient', criteria) or needing('skips', criteria): check_labels(data)
 
-# %% ../nbs/04_importance.ipynb #3b7ec1e9
+# %% ../nbs/04_importance.ipynb #3db5f673
 def describe(lvlm:LVLM,    # The model
              data:Batches, # The samples
              **settings    # Everything else that can change a number
@@ -156,7 +157,8 @@ def same_job(path, # A JSON file, or None where there is none yet
     "True if the file tells of this job, False if there is none; FileExistsError if it tells of another."
     if not path.exists(): return False
     old = json.loads(path.read_text()); old = old.get('job', old)
-    if bad := [k for k in job if old.get(k)!=job[k]]: raise FileExistsError(f'{path.name} belongs to other scores (another {bad[0]}): choose another path, or delete it')
+    if bad := [k for k in job if old.get(k)!=job[k]]:
+        raise FileExistsError(f'{path.name} belongs to other scores (another {bad[0]}): choose another path, or delete it')
     return True
 
 # %% ../nbs/04_importance.ipynb #6b434f22
@@ -181,7 +183,7 @@ class Parts:
             with atomic(file) as p: save_file({':'.join(k): v.contiguous() for k,v in rows.items()}, p)
         return rows
 
-# %% ../nbs/04_importance.ipynb #97bd0721
+# %% ../nbs/04_importance.ipynb #34df26fd
 def score(lvlm:LVLM,                # The original model
           batches,                  # A data set of our form, or collated batches
           criteria=('bi','taylor'), # Names in `CRITERIA`
@@ -208,12 +210,13 @@ def score(lvlm:LVLM,                # The original model
             rows.append(parts.get(i, lambda: reference_rows(lvlm, data[i], criteria) if reference else rows_of(lvlm, data[i], criteria, tokens)))
     finally: lvlm.model.train(was)
     whole = {k: torch.cat([r[k] for r in rows]) for k in rows[0]} | weight_rows(lvlm, criteria, seed)
-    meta = dict(model=lvlm.name, sizes=sizes(lvlm), ids=data.ids, n=data.n, criteria=criteria, tokens=tokens, look=look, seed=seed, reference=reference, dtype=str(lvlm.model.dtype), env=environment(), job=job)
+    meta = dict(model=lvlm.name, sizes=sizes(lvlm), ids=data.ids, n=data.n, criteria=criteria, tokens=tokens, look=look, seed=seed, reference=reference,
+        dtype=str(lvlm.model.dtype), env=environment(), job=job)
     scores = _scores(whole, meta)
     if path: save_scores(scores, path); shutil.rmtree(parts.folder)
     return scores
 
-# %% ../nbs/04_importance.ipynb #ca3b2b9e
+# %% ../nbs/04_importance.ipynb #c2ca8634
 def save_scores(scores:Scores, # What to keep
                 path           # Without an ending: two files, .safetensors and .json
                )->Path:
@@ -226,7 +229,8 @@ def save_scores(scores:Scores, # What to keep
 def load_scores(path # As given to `save_scores`
                )->Scores:
     "Scores as they were kept; FileNotFoundError where one of the two files is missing."
-    if gone := [e for e in ('safetensors', 'json') if not Path(f'{path}.{e}').exists()]: raise FileNotFoundError(f'{Path(path).name}.{gone[0]} is not there: scores are kept in two files')
+    if gone := [e for e in ('safetensors', 'json') if not Path(f'{path}.{e}').exists()]:
+        raise FileNotFoundError(f'{Path(path).name}.{gone[0]} is not there: scores are kept in two files')
     return _scores({tuple(k.split(':')): t for k,t in load_file(f'{path}.safetensors').items()}, json.loads(Path(f'{path}.json').read_text()))
 
 def means(scores:Scores # With a row a sample
@@ -248,9 +252,9 @@ def interval(rows,        # (N, ...) scores by sample
     with np.errstate(invalid='ignore'): mean = times@np.nan_to_num(flat)/(times@~np.isnan(flat))
     return tuple(np.nanquantile(mean, [(1-level)/2, (1+level)/2], axis=0).reshape(2, *x.shape[1:]))
 
-# %% ../nbs/04_importance.ipynb #d556014e
-LABELS = dict(bi='block influence', angular='angular distance', loss='loss increase in nat', taylor='Taylor', taylor2='Taylor, 2nd order', activation='activation',
-    wanda='Wanda', l1='L1 norm', l2='L2 norm', random='random')
+# %% ../nbs/04_importance.ipynb #e28df02f
+LABELS = dict(bi='block influence', angular='angular distance', loss='loss increase in nat', taylor='Taylor', taylor2='Taylor, 2nd order',
+    activation='activation', wanda='Wanda', l1='L1 norm', l2='L2 norm', random='random')
 def label(name # Criterion, or 'criterion/kind'
          )->str:
     "What a criterion is called in figures."

@@ -182,7 +182,7 @@ def predictions(run:Run # As for `run_prediction`
     df = pd.DataFrame(rows, columns=['what', 'criterion', 'target', 'statistic', 'value'])
     return df.pivot_table(index=['what', 'criterion', 'target'], columns='statistic', values='value').rename_axis(columns=None).reset_index()
 
-# %% ../nbs/04b_predictions.ipynb #188e48c1
+# %% ../nbs/04b_predictions.ipynb #b1bf6d50
 def _names(d): return [label(c).removesuffix(' in nat') for c in d.criterion]
 
 def plot_alone(df:pd.DataFrame, # From `predictions`
@@ -196,7 +196,8 @@ def plot_alone(df:pd.DataFrame, # From `predictions`
     d = d[d.criterion!='truth']; inc,chg = (d[d.target==t].set_index('criterion', drop=False) for t in TARGETS)
     inc = inc.sort_values('rho'); chg = chg.loc[inc.index]; y = range(len(inc)); c = [COLORS['paper'] if k=='random' else col for k in inc.criterion]
     ax.axvline(0, color='#333333', lw=.8); ax.axvline(float(known.iloc[0]), color='#333333', lw=1, ls=':', label='increase, in the other half of the samples')
-    ax.hlines(y, inc.low, inc.high, color=c, lw=2, alpha=.4); ax.scatter(inc.rho, y, color=c, s=26, zorder=3, label='increase of the loss'); ax.scatter(chg.rho, y, facecolors='white', edgecolors=c, s=26, zorder=4, label='size of the change')
+    ax.hlines(y, inc.low, inc.high, color=c, lw=2, alpha=.4); ax.scatter(inc.rho, y, color=c, s=26, zorder=3, label='increase of the loss')
+    ax.scatter(chg.rho, y, facecolors='white', edgecolors=c, s=26, zorder=4, label='size of the change')
     ax.set(yticks=y, yticklabels=_names(inc), xlim=(-.8, 1.03), xlabel='rank correlation', title=f'{what.capitalize()}, one by one')
     return ax
 
@@ -212,7 +213,7 @@ def plot_together(df:pd.DataFrame, # From `predictions`
     ax.set(yticks=y, yticklabels=_names(d), xlabel='loss increase in nat', title=f'{what.capitalize()}, 30 % at once'); ax.grid(axis='y', visible=False)
     return ax
 
-# %% ../nbs/04b_predictions.ipynb #ccc8ad4d
+# %% ../nbs/04b_predictions.ipynb #f5121ea5
 def plot_effects(curves:dict, # Of a row of `run_prediction`
                  pairs=(('blocks', 'bi'), ('heads', 'taylor'), ('channels', 'taylor')), # What, criterion
                  axs=None     # As many axes
@@ -225,6 +226,7 @@ def plot_effects(curves:dict, # Of a row of `run_prediction`
         x,y = curves[f'{w} {c}'], 1e3*np.array(curves[f'{w} increase'])
         ax.axhline(0, color='#333333', lw=.8); ax.scatter(x, y, s=22 if w=='blocks' else 8, color=COLORS['layer' if w=='blocks' else 'width'], lw=0)
         ax.set(xscale='log', xlabel=label(c), title=w.capitalize()); ax.set_yscale('symlog', linthresh=float(np.quantile(np.abs(y), .5)) or 1)
-        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5))); ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f'{v:g}')); ax.xaxis.set_minor_formatter(NullFormatter())
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5))); ax.xaxis.set_minor_formatter(NullFormatter())
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f'{v:g}'))
     axs[0].set_ylabel('loss increase in mnat')
     return axs

@@ -42,7 +42,7 @@ class Batches:
         if self.made: return self.made[i]
         return Collator(self.lvlm, look=self.look)([self.data[j] for j in range(i*self.size, min(self.n, (i+1)*self.size))])
 
-# %% ../nbs/03c_traces.ipynb #0ba2050f
+# %% ../nbs/03c_traces.ipynb #9da799f7
 def image_tokens(lvlm:LVLM, # Whose id of `<image>` is meant
                  ids_BT     # Token ids
                 ):          # (B, T) bool
@@ -60,7 +60,8 @@ def singles(lvlm:LVLM, # Whose batch it is
     n = {k: len(v) for k,v in batch.items() if v.shape[:2]!=ids.shape}
     share = {k: per*c//per.sum().clamp(min=1) for k,c in n.items()}
     for k,s in share.items():
-        if s.sum()!=n[k] or (s*per.sum()!=per*n[k]).any(): raise ValueError(f'{k!r} of shape {tuple(batch[k].shape)} cannot be shared out among {B} samples: give batches of one sample')
+        if s.sum()!=n[k] or (s*per.sum()!=per*n[k]).any():
+            raise ValueError(f'{k!r} of shape {tuple(batch[k].shape)} cannot be shared out among {B} samples: give batches of one sample')
     part = {k: batch[k].split(s.tolist()) for k,s in share.items()}
     return [{k: v[i:i+1][:, keep[i]] if k not in n else part[k][i] for k,v in batch.items() if k not in n or share[k][i]} for i in range(B)]
 
