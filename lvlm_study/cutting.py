@@ -64,7 +64,7 @@ class Cutter:
         return BlockCut(self.plan.heads[i], self.plan.channels[i], of, wide, a.heads//a.kv_heads, a.head_dim)
 
 # %% ../nbs/04d_cutting.ipynb #2b3ac08c
-def pieces(self:Cutter,
+def pieces(self:Cutter, # Knows plan and anatomy
            name:str # Of a weight or buffer
           )->list:  # [(new name, axis or None, rows)]
     "What becomes of one weight."

@@ -155,7 +155,7 @@ def plot_curves(results:dict, # Method -> results
         ax.plot([0, *p.index], [100, *p], style, color=COLORS['paper'], lw=1.2, label=f'{method}, the paper: {FAMILIES[model]}')
         if not len(d): ax.plot([], [], color=COLORS[method], label=f'{method}: not measured yet'); continue
         ax.fill_between([0, *d.realised], [100, *d.low], [100, *d.high], color=COLORS[method], alpha=.15, lw=0)
-        ax.plot([0, *d.realised], [100, *d.retention], 'o-', color=COLORS[method], label=f'{method}, {model}, {d.seeds.max()} seed{"s"*(d.seeds.max()>1)}')
+        ax.plot([0, *d.realised], [100, *d.retention], 'o-', color=COLORS[method], label=f'{method}, {model}, {d.seeds.max()} seed{"s"*int(d.seeds.max()>1)}')
     ax.set(title=model, xlabel='LM parameters removed in %', xlim=(-1, 68), ylim=(0, 112)); ax.xaxis.set_major_locator(MultipleLocator(15)); ax.legend(loc='lower left', fontsize=6.5)
     return ax
 

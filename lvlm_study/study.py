@@ -52,7 +52,7 @@ def run_scores(run:Run # Says model, number of samples, seed
               )->Scores:
     "Block scores on the first `calibration` samples of the run's seeded permutation of the recovery set."
     data = instructions('recovery'); ids = subset(len(data), min(1, run.calibration/len(data)), run.seed)
-    return score(load_lvlm(run.model), data.select(ids))
+    return score(load_lvlm(run.model), data.select(ids), criteria=('bi',))
 
 def run_importance(run:Run # As for `run_scores`
                   )->dict: # What `record` stores
