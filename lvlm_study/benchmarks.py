@@ -33,19 +33,21 @@ class Benchmark:
     pictures:str = 'image' # Columns with pictures
     new_tokens:int = 16   # Longest answer, as lmms-eval has it
 
-# %% ../nbs/03b_benchmarks.ipynb #e1c38e13
+# %% ../nbs/03b_benchmarks.ipynb #f98a17a0
 _mme = Benchmark('lmms-lab/MME', 'test', 'd6c9023f017b564f7b3ccccf5348166bce8fdbcd', 'question_id question answer category', 'mme')
 NINE = dict(
     MMMU=Benchmark('lmms-lab/MMMU', 'validation', '5f93af86377c18552077e1ffdb193d9f8d2b1343', 'id question options question_type answer', 'mmmu_val',
         pictures=' '.join(f'image_{i}' for i in range(1, 8)), new_tokens=128),
     SQA=Benchmark('lmms-lab/ScienceQA', 'test', '7d5be0f9a868f835ee26f74cba3baa743c1be07d', 'question choices answer hint', 'scienceqa_img', 'ScienceQA-IMG'),
-    MathVista=Benchmark('AI4Math/MathVista', 'testmini', '2b6ad69445fbb5695c9b165475e8decdbeb97747', 'pid question choices unit precision answer question_type answer_type',
-        'mathvista_testmini_format', pictures='decoded_image', new_tokens=1024),
+    MathVista=Benchmark('AI4Math/MathVista', 'testmini', '2b6ad69445fbb5695c9b165475e8decdbeb97747',
+        'pid question choices unit precision answer question_type answer_type', 'mathvista_testmini_format', pictures='decoded_image', new_tokens=1024),
     AI2D=Benchmark('lmms-lab/ai2d', 'test', 'c83a9b9692933aff8349157c88a413df9d02c4e5', 'question options answer', 'ai2d'),
     **{'MME-C':_mme, 'MME-P':_mme},
     POPE=Benchmark('lmms-lab/POPE', 'test', '4db1276663dfa5eb8ad16a52d24c31a09e470896', 'question answer category', 'pope', new_tokens=128),
-    DocVQA=Benchmark('lmms-lab/DocVQA', 'validation', '539088ef8a8ada01ac8e2e6d4e372586748a265e', 'questionId question answers', 'docvqa_val', 'DocVQA', new_tokens=128),
-    GQA=Benchmark('lmms-lab/GQA', 'testdev', '388eadb3fad5cc6818bf6e2ac7a64d809c6e59e7', 'id imageId question answer', 'gqa', 'testdev_balanced_instructions', ''))
+    DocVQA=Benchmark('lmms-lab/DocVQA', 'validation', '539088ef8a8ada01ac8e2e6d4e372586748a265e', 'questionId question answers', 'docvqa_val', 'DocVQA',
+        new_tokens=128),
+    GQA=Benchmark('lmms-lab/GQA', 'testdev', '388eadb3fad5cc6818bf6e2ac7a64d809c6e59e7', 'id imageId question answer', 'gqa',
+        'testdev_balanced_instructions', pictures=''))
 
 # %% ../nbs/03b_benchmarks.ipynb #1dce5f7d
 LETTER = "Answer with the option's letter from the given choices directly."
@@ -71,12 +73,13 @@ def ask_mmmu(d:dict # Row of lmms-lab/MMMU
     named = sorted(set(map(int, re.findall(r'<image (\d)>', text))))
     return dict(prompt=text, answer=_listed(d['answer']), options=options, subtask=re.sub(r'^[^_]*_|_\d+$', '', d['id']), pictures=[n-1 for n in named])
 
-# %% ../nbs/03b_benchmarks.ipynb #65fa8230
+# %% ../nbs/03b_benchmarks.ipynb #db13b458
 def ask_sqa(d:dict # Row of lmms-lab/ScienceQA
            )->dict: # Fields of a question
     "ScienceQA (Lu et al. 2022): the hint, the question, the options."
     hint = f"Context: {d['hint']}\n" if d['hint'] else ''
-    return dict(prompt=f"{hint}{d['question']}\n{lettered(d['choices'])}\n{LETTER}", answer=_letter(d['answer'], d['choices']), options=d['choices'], subtask=d.get('subject') or '')
+    text = f"{hint}{d['question']}\n{lettered(d['choices'])}\n{LETTER}"
+    return dict(prompt=text, answer=_letter(d['answer'], d['choices']), options=d['choices'], subtask=d.get('subject') or '')
 
 def ask_ai2d(d:dict # Row of lmms-lab/ai2d
             )->dict: # Fields of a question
@@ -106,7 +109,7 @@ def ask_mathvista(d:dict # Row of AI4Math/MathVista
     return dict(prompt='\n'.join(p for p in parts if p), answer=answer, options=options, subtask=(d.get('metadata') or {}).get('task') or '',
         precision=None if options or d['precision'] is None else int(d['precision']))
 
-# %% ../nbs/03b_benchmarks.ipynb #0b9cd3b1
+# %% ../nbs/03b_benchmarks.ipynb #91b638d5
 COGNITION = {'commonsense_reasoning', 'numerical_calculation', 'text_translation', 'code_reasoning'}
 PERCEPTION = {'existence', 'count', 'position', 'color', 'posters', 'celebrity', 'scene', 'landmark', 'artwork', 'OCR'}
 def ask_mme(d:dict # Row of lmms-lab/MME
@@ -114,7 +117,8 @@ def ask_mme(d:dict # Row of lmms-lab/MME
     "MME (Fu et al. 2023): yes or no, twice a picture."
     if d['category'] not in COGNITION | PERCEPTION: raise ValueError(f"category {d['category']!r} belongs neither to perception nor to cognition")
     text = d['question'].strip().replace(' Please answer yes or no.', '')
-    return dict(prompt=f'{text}\n{SHORT}', answer=d['answer'], subtask=d['category'], pair=d['question_id'], benchmark='MME-C' if d['category'] in COGNITION else 'MME-P')
+    return dict(prompt=f'{text}\n{SHORT}', answer=d['answer'], subtask=d['category'], pair=d['question_id'],
+        benchmark='MME-C' if d['category'] in COGNITION else 'MME-P')
 
 def ask_short(d:dict,        # Row of POPE, DocVQA or GQA
               answer:str='answer', # Column with what is right
@@ -126,7 +130,7 @@ def ask_short(d:dict,        # Row of POPE, DocVQA or GQA
 ASK = dict(MMMU=ask_mmmu, SQA=ask_sqa, MathVista=ask_mathvista, AI2D=ask_ai2d, **dict.fromkeys(('MME-C', 'MME-P'), ask_mme),
     POPE=partial(ask_short, subtask='category'), DocVQA=partial(ask_short, answer='answers'), GQA=ask_short)
 
-# %% ../nbs/03b_benchmarks.ipynb #154693a7
+# %% ../nbs/03b_benchmarks.ipynb #ccfb5060
 class Pictures:
     "Fetches the pictures of a suite when its rows are read."
     def __init__(self,
@@ -144,13 +148,15 @@ class Pictures:
         return batch | dict(images=[[self.one(*r) for r in refs] for refs in batch['images']]) if 'images' in batch else batch
 
 _text,_texts = datasets.Value('string'), datasets.List(datasets.Value('string'))
-FORM = datasets.Features(dict(id=_text, images=datasets.List(datasets.List(datasets.Value('int32'))), messages=datasets.List(dict(role=_text, content=_text)), benchmark=_text, subtask=_text,
-    pair=_text, answer=_texts, options=_texts, precision=datasets.Value('int32'), doc=datasets.Value('int32'), new_tokens=datasets.Value('int32')))
+_number = datasets.Value('int32')
+FORM = datasets.Features(dict(id=_text, images=datasets.List(datasets.List(_number)), messages=datasets.List(dict(role=_text, content=_text)), benchmark=_text,
+    subtask=_text, pair=_text, answer=_texts, options=_texts, precision=_number, doc=_number, new_tokens=_number))
 
-# %% ../nbs/03b_benchmarks.ipynb #587ae5bb
+# %% ../nbs/03b_benchmarks.ipynb #b62ddd45
 def _need(ds, columns, b):
     "The data set; ValueError where a column is missing."
-    if gone := [c for c in columns if c not in ds.column_names]: raise ValueError(f'{b.repo} ({b.config}, {b.split}) should have the column {gone[0]}; it has {", ".join(ds.column_names)}')
+    gone = [c for c in columns if c not in ds.column_names]
+    if gone: raise ValueError(f'{b.repo} ({b.config}, {b.split}) should have the column {gone[0]}; it has {", ".join(ds.column_names)}')
     return ds
 
 def _column(ds, c): return ds.select_columns([c]).cast_column(c, datasets.Image())
@@ -169,7 +175,7 @@ def _shared_pictures(name, ds, images):
     if lost := next((i for i in column(ds, 'imageId') if i not in at), None): raise ValueError(f'{b.repo} has no picture {lost!r}, which a question asks about')
     return [_column(images, 'image')], lambda i,d,f: [[0, at[d['imageId']]]]
 
-# %% ../nbs/03b_benchmarks.ipynb #224cb9d4
+# %% ../nbs/03b_benchmarks.ipynb #b896d2aa
 def suite_row(name:str, # One of `NINE`
               i:int,    # Number of the row
               d:dict,   # The row, without its pictures
@@ -178,7 +184,8 @@ def suite_row(name:str, # One of `NINE`
     "One question in the suite's form; ValueError names the row that cannot be read."
     b = NINE[name]
     try: f = ASK[name](d)
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError) as e: raise ValueError(f'row {i} of {b.repo} cannot be read as a question of {name}: {e}') from None
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError) as e:
+        raise ValueError(f'row {i} of {b.repo} cannot be read as a question of {name}: {e}') from None
     if f.get('benchmark', name)!=name: return None
     pics = refs(i, d, f)
     if len(pics)<len(f.get('pictures', [])) or not pics and name!='SQA': raise ValueError(f'row {i} of {b.repo} lacks a picture')
@@ -212,7 +219,7 @@ def join(suites:list # From `to_suite`
         columns += s.format['format_kwargs']['transform'].columns
     return _with_pictures(rows, columns)
 
-# %% ../nbs/03b_benchmarks.ipynb #243469f7
+# %% ../nbs/03b_benchmarks.ipynb #f98cc714
 def parquet_files(folder,      # As downloaded from the hub
                   config:str,  # Of the data set
                   split:str    # Of the data set
@@ -233,9 +240,11 @@ def read_folder(folder,      # Parquet files of the hub, or written by `save_to_
     files = parquet_files(folder, config, split)
     if not files: raise FileNotFoundError(f'{folder.name} holds no files of the split {split}' + (f' ({config})' if config!='default' else ''))
     try: return datasets.Dataset.from_parquet([str(p) for p in files], cache_dir=str(cache_dir('arrow')))
-    except Exception as e: raise ValueError(f'{folder.name} cannot be read as parquet, from {files[0].name} on: {str(e).splitlines()[0][:120] or type(e).__name__}') from None
+    except Exception as e:
+        why = (str(e) or type(e).__name__).splitlines()[0][:120]
+        raise ValueError(f'{folder.name} cannot be read as parquet, from {files[0].name} on: {why}') from None
 
-# %% ../nbs/03b_benchmarks.ipynb #1884c5f5
+# %% ../nbs/03b_benchmarks.ipynb #d8fcfd0f
 def read(name:str,        # One of `NINE`
          folder=None,     # With the data, or with such folders; None: `$LVLM_BENCHMARKS`, the cache, the hub
          config:str=None  # Of the data set, if another
@@ -247,15 +256,16 @@ def read(name:str,        # One of `NINE`
     if folder is not None: return read_folder(folder, config, b.split)
     try: return datasets.load_dataset(b.repo, config, split=b.split, revision=b.revision)
     except Exception as e:
-        raise FileNotFoundError(f'{b.repo} is neither in the cache nor within reach ({type(e).__name__}): get it with `hf download {b.repo} --repo-type dataset --revision {b.revision} '
-            f'--local-dir FOLDER/{short}` and set LVLM_BENCHMARKS=FOLDER') from None
+        get = f'hf download {b.repo} --repo-type dataset --revision {b.revision} --local-dir FOLDER/{short}'
+        raise FileNotFoundError(f'{b.repo} is neither in the cache nor within reach ({type(e).__name__}): get it with `{get}` and set LVLM_BENCHMARKS=FOLDER') from None
 
-# %% ../nbs/03b_benchmarks.ipynb #90d4f628
+# %% ../nbs/03b_benchmarks.ipynb #0725308b
 def benchmark(*names:str,  # One or several of `NINE`
               folder=None  # With the data, or with such folders; None: `$LVLM_BENCHMARKS`, the cache, the hub
              )->datasets.Dataset: # A suite
     "Benchmarks as one suite, from a folder, the cache or the hub."
-    if bad := [n for n in names if n not in NINE] or not names: raise ValueError(f'no benchmark is called {bad[0] if names else ""!r}: take one of {", ".join(NINE)}')
+    for n in names or ['']:
+        if n not in NINE: raise ValueError(f'no benchmark is called {n!r}: take one of {", ".join(NINE)}')
     load = lambda n: to_suite(n, read(n, folder), None if NINE[n].pictures else read(n, folder, NINE[n].config.replace('instructions', 'images')))
     suites = [load(n) for n in names]
     return suites[0] if len(suites)==1 else join(suites)

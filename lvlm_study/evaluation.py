@@ -63,7 +63,8 @@ def tabulate(records:pd.DataFrame, # With `score`
             )->pd.DataFrame:       # Index benchmark; value, n, low, high, chance in the benchmark's points
     "One row a benchmark, with a 95 % interval and the chance floor; the records in `attrs`."
     u = units(records); spread = resample(u, draws, seed)
-    t = pd.DataFrame(dict(value=totals(u), n=records.benchmark.value_counts(), low=spread.quantile(.025), high=spread.quantile(.975), chance=chance_floor(records)))
+    low,high = spread.quantile(.025), spread.quantile(.975)
+    t = pd.DataFrame(dict(value=totals(u), n=records.benchmark.value_counts(), low=low, high=high, chance=chance_floor(records)))
     top,sure = _top(t.index), t.low==t.high
     exact = top*(1-.025**(1/u.benchmark.value_counts()))
     t['low'],t['high'] = t.low-exact.where(sure & (t.value==top), 0), t.high+exact.where(sure & (t.value==0), 0)
@@ -146,9 +147,10 @@ def _faults(q):
     yield 'has an id that another question has', q.id.duplicated()
     yield 'is half of a pair whose other half is missing', q.benchmark.isin(PAIRED) & (pairs!=2)
     yield 'asks for yes or no and has another answer', [y and yes_no(references(a)[0])=='other' for y,a in zip(yn, q.answer)]
-    yield 'has an answer that is none of its options', [len(o)>0 and not any(choice_letter(a, o, strict=True) for a in references(r)) for o,r in zip(q.options, q.answer)]
+    meant = [[choice_letter(a, o, strict=True) for a in references(r)] for o,r in zip(q.options, q.answer)]
+    yield 'has an answer that is none of its options', [len(o)>0 and not any(m) for o,m in zip(q.options, meant)]
 
-# %% ../nbs/03_evaluation.ipynb #021f990b
+# %% ../nbs/03_evaluation.ipynb #92d2e7dd
 def _filled(q):
     "With subtask, pair, options, ways and number in the split (`doc`) for each question."
     q['options'] = [list(o) if isinstance(o, (list, np.ndarray)) else [] for o in q.get('options', [None]*len(q))]
@@ -161,7 +163,8 @@ def _filled(q):
 def questions(ds:datasets.Dataset # Rows of our form
              )->pd.DataFrame:     # All but the pictures, with prompt, subtask, pair, options, ways, doc
     "What is to be answered; ValueError in one sentence where it cannot be graded."
-    if lacks := [c for c in NEEDED if c not in ds.column_names]: raise ValueError(f'a suite needs the columns {", ".join(NEEDED)}: this data set has no {", ".join(lacks)}')
+    lacks = [c for c in NEEDED if c not in ds.column_names]
+    if lacks: raise ValueError(f'a suite needs the columns {", ".join(NEEDED)}: this data set has no {", ".join(lacks)}')
     q = _filled(ds.select_columns([c for c in ds.column_names if c not in ('images', 'messages')]).to_pandas())
     q['prompt'] = [next(m['content'] for m in blind(ms)[::-1] if m['role']=='user').strip() for ms in column(ds, 'messages')]
     for what,which in _faults(q):

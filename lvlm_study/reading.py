@@ -26,13 +26,15 @@ from .core import COLORS, atomic, load
 from .evaluation import average, by_benchmark, column, paper_results, questions, retention_above_chance, tabulate
 from .metrics import TOP, choice_letter, grade, plain, references
 
-# %% ../nbs/03e_reading.ipynb #a5acab7c
+# %% ../nbs/03e_reading.ipynb #eeef7e59
 def above_chance(tables:dict, # Name -> table
                  base         # Table of the original, with `chance`
                 )->pd.DataFrame: # Percent; a row a benchmark and one for AVG, a column a table
     "Retention above chance by benchmark; not a number where the original is not above the floor."
     left = pd.DataFrame({n: by_benchmark(t, base, True) for n,t in tables.items()})
-    if set(TOP) <= set(base.index): left.loc['AVG'] = [retention_above_chance(t, base) if average(base)>average(base['chance']) else np.nan for t in tables.values()]
+    if not set(TOP) <= set(base.index): return left
+    known = average(base)>average(base['chance'])
+    left.loc['AVG'] = [retention_above_chance(t, base) if known else np.nan for t in tables.values()]
     return left
 
 def plot_above_chance(left:pd.DataFrame, # From `above_chance`
@@ -43,7 +45,8 @@ def plot_above_chance(left:pd.DataFrame, # From `above_chance`
     ax = ax or plt.subplots(figsize=(3, 3.2))[1]
     ax.imshow(left.clip(-100, 100), cmap='RdBu', vmin=-130, vmax=130, aspect='auto')
     for (i,j),v in np.ndenumerate(left.to_numpy()):
-        ax.text(j, i, '–' if np.isnan(v) else f'{v:.0f}'.replace('-', '−'), ha='center', va='center', fontsize=7.5, color='white' if abs(v)>75 else '#222222')
+        text,color = '–' if np.isnan(v) else f'{round(v)}'.replace('-', '−'), 'white' if abs(v)>75 else '#222222'
+        ax.text(j, i, text, ha='center', va='center', fontsize=7.5, color=color)
     if 'AVG' in left.index: ax.axhline(len(left)-1.5, color='white', lw=3)
     ax.set(xticks=range(left.shape[1]), xticklabels=left.columns, yticks=range(len(left)), yticklabels=left.index)
     ax.grid(False); ax.tick_params(length=0)
@@ -74,7 +77,7 @@ def text_only(rows:pd.DataFrame # Stored runs, from `core.load`
     both = {n: d[d.note==k].groupby((100*d.ratio).round(1)).value.mean() for n,k in (('multimodal', ''), ('text_only', 'text only'))}
     return pd.DataFrame(both).dropna().rename_axis('ratio')
 
-# %% ../nbs/03e_reading.ipynb #587a6588
+# %% ../nbs/03e_reading.ipynb #d6b487e2
 def plot_text_only(avg:pd.DataFrame, # multimodal, text_only by ratio in percent
                    chance:float,     # AVG of guessing
                    ax=None           # Where to draw
@@ -85,10 +88,11 @@ def plot_text_only(avg:pd.DataFrame, # multimodal, text_only by ratio in percent
     for k,label in (('multimodal', 'with the picture'), ('text_only', 'text only')):
         ax.plot(avg.index, avg[k], 'o-', color=COLORS['image' if k=='multimodal' else 'text'], label=label)
     ax.axhline(chance, color=COLORS['chance'], ls='--', label='guessing', zorder=0)
-    ax.set(xlabel='share of the language model removed in %', ylabel='AVG', ylim=(0, None), xticks=avg.index); ax.legend()
+    ax.set(xlabel='share of the language model removed in %', ylabel='AVG', xticks=avg.index); ax.legend()
+    ax.set_ylim(0, max(ax.get_ylim()[1], 1.06*avg.max().max()))  # of two axes that share it, the higher
     return ax
 
-# %% ../nbs/03e_reading.ipynb #14bc892e
+# %% ../nbs/03e_reading.ipynb #0f7414c5
 @dataclass(frozen=True)
 class Card:
     "A question with its picture, the right answer, and what several models said."
@@ -100,11 +104,13 @@ class Card:
     def __repr__(self): return f'{self.id}: {self.question!r} -> {self.right!r}; ' + ', '.join(f'{m}: {a!r} ({s:.2g})' for m,a,s in self.said)
     def _repr_html_(self):
         e = html.escape
-        rows = ''.join(f'<tr><td>{e(m)}</td><td style="text-align:left">{e(a)}</td><td>{"✓" if s>=.5 else "✗"}</td></tr>' for m,a,s in [('right', self.right, 1.), *self.said])
+        cells = lambda m,a,s: f'<td>{e(m)}</td><td style="text-align:left">{e(a)}</td><td>{"✓" if s>=.5 else "✗"}</td>'
+        rows = ''.join(f'<tr>{cells(*x)}</tr>' for x in [('right', self.right, 1.), *self.said])
+        asked = f'<div style="white-space:pre-wrap;max-width:40em">{e(self.question)}</div>'
         picture = f'<img src="data:image/png;base64,{self.png}" style="height:160px">' if self.png else ''
-        return f'<div style="display:flex;gap:1.5em">{picture}<div><div style="white-space:pre-wrap;max-width:40em">{e(self.question)}</div><table>{rows}</table></div></div>'
+        return f'<div style="display:flex;gap:1.5em">{picture}<div>{asked}<table>{rows}</table></div></div>'
 
-# %% ../nbs/03e_reading.ipynb #8d6b2c29
+# %% ../nbs/03e_reading.ipynb #d88e7790
 def card(ds:datasets.Dataset, # The suite
          tables:dict,         # Name -> table with records
          id:str               # Of a question that all were asked
@@ -115,7 +121,8 @@ def card(ds:datasets.Dataset, # The suite
     row = ds[column(ds, 'id').index(id)]; r = next(iter(said.values())).iloc[0]
     png = io.BytesIO()
     if row['images']: row['images'][0].convert('RGB').save(png, 'PNG')
-    return Card(id, r.prompt, ' / '.join(references(r.answer)), tuple((n, x.prediction.iloc[0], float(x.score.iloc[0])) for n,x in said.items()), base64.b64encode(png.getvalue()).decode())
+    answers = tuple((n, x.prediction.iloc[0], float(x.score.iloc[0])) for n,x in said.items())
+    return Card(id, r.prompt, ' / '.join(references(r.answer)), answers, base64.b64encode(png.getvalue()).decode())
 
 # %% ../nbs/03e_reading.ipynb #94b03fd9
 KINDS = dict(all=lambda a,b: a==a, lost=lambda a,b: (a>=.5) & (b<.5), won=lambda a,b: (a<.5) & (b>=.5), other=lambda a,b: a!=b)
@@ -129,7 +136,7 @@ def select(tables:dict,        # Name -> table with records; the first and the l
     mine = KINDS[kind](a.score, b.score.reindex(a.index)) & (True if benchmark is None else a.benchmark==benchmark)
     return a.index[mine].tolist()
 
-# %% ../nbs/03e_reading.ipynb #ba3dd3fe
+# %% ../nbs/03e_reading.ipynb #77ff07a6
 def plot_cards(cards:list,  # Of questions with pictures
                columns:int=2, # Cards in a row
                fig=None     # Figure to draw on
@@ -144,8 +151,9 @@ def plot_cards(cards:list,  # Of questions with pictures
     for c,(left,ax) in zip(cards, axs):
         left.imshow(Image.open(io.BytesIO(base64.b64decode(c.png))))
         asked = textwrap.wrap(c.question.replace('\n', '  '), 40)[:4]; y = .97
-        said = [(f'right: {c.right}', '#777777', 'normal')] + [(f'{"✓" if s>=.5 else "✗"} {m}: {a}', COLORS['full' if s>=.5 else 'lora'], 'bold') for m,a,s in c.said]
-        for t,color,weight in [(t, '#222222', 'normal') for t in asked]+said:
+        lines = [(t, '#222222', 'normal') for t in asked] + [(f'right: {c.right}', '#777777', 'normal')]
+        lines += [(f'{"✓" if s>=.5 else "✗"} {m}: {a}', COLORS['full' if s>=.5 else 'lora'], 'bold') for m,a,s in c.said]
+        for t,color,weight in lines:
             ax.text(0, y, t, va='top', fontsize=8, color=color, weight=weight, transform=ax.transAxes); y -= .135
     return fig
 
@@ -168,7 +176,7 @@ def gallery(ds:datasets.Dataset, # The suite
     return interactive(leaf, ds=fixed(ds), tables=fixed(tables), benchmark=Dropdown(options=list(next(iter(tables.values())).index)),
         kind=Dropdown(options=list(KINDS), value='all'), number=IntSlider(0, min=0, max=50, continuous_update=False))
 
-# %% ../nbs/03e_reading.ipynb #ed8c0797
+# %% ../nbs/03e_reading.ipynb #a4d8a8c1
 def _target(r):
     "What lmms-eval logs as right: its data set's own words."
     right = references(r['answer'])
@@ -177,15 +185,16 @@ def _target(r):
 
 def _under_its_key(r):
     "The score under the key of the task."
-    b,score,right = r['benchmark'], float(r['score']), references(r['answer'])[0]
-    if b=='MMMU': return dict(mmmu_acc=dict(id=r['id'], subdomain=r['subtask'], question_type='multiple-choice' if len(r['options']) else 'open', answer=right,
-        parsed_pred=[choice_letter(r['prediction'], r['options']) if len(r['options']) else r['prediction']], score=score))
-    if b=='MathVista': return dict(llm_as_judge_eval=dict(question_id=r['id'], answer=_target(r), prediction=r['prediction'], true_false=score==1))
-    if b in ('MME-C', 'MME-P'): return {f'mme_{"cognition" if b=="MME-C" else "perception"}_score': dict(question_id=r['pair'], category=r['subtask'], score=score)}
-    if b=='POPE': return dict(pope_accuracy=dict(question_id=r['id'], score=score, prediction=plain(r['prediction']).lower(), ground_truth=plain(right).lower()))
+    b,score,right,said,many = r['benchmark'], float(r['score']), references(r['answer'])[0], r['prediction'], len(r['options'])>0
+    if b=='MMMU': return dict(mmmu_acc=dict(id=r['id'], subdomain=r['subtask'], question_type='multiple-choice' if many else 'open', answer=right,
+        parsed_pred=[choice_letter(said, r['options']) if many else said], score=score))
+    if b=='MathVista': return dict(llm_as_judge_eval=dict(question_id=r['id'], answer=_target(r), prediction=said, true_false=score==1))
+    half = {'MME-C':'mme_cognition_score', 'MME-P':'mme_perception_score'}.get(b)
+    if half: return {half: dict(question_id=r['pair'], category=r['subtask'], score=score)}
+    if b=='POPE': return dict(pope_accuracy=dict(question_id=r['id'], score=score, prediction=plain(said).lower(), ground_truth=plain(right).lower()))
     return {'anls' if b=='DocVQA' else 'exact_match': score}
 
-# %% ../nbs/03e_reading.ipynb #f900b07f
+# %% ../nbs/03e_reading.ipynb #3c81591b
 _sha = lambda text: hashlib.sha256(text.encode()).hexdigest()
 def task_of(benchmark:str, # One of `NINE`
             real:bool=True # On the real data? Else of the small suite
@@ -198,8 +207,8 @@ def sample(r:dict,   # A record
           )->dict:   # A line of the log
     "A record as lmms-eval logs a sample."
     target = _target(r); kept = {k: r[k] for k in ('benchmark', 'subtask', 'prompt')} | dict(target=target)
-    return dict(doc_id=doc, target=target, filtered_resps=[r['prediction']], doc_hash=_sha(json.dumps(kept, sort_keys=True)), prompt_hash=_sha(r['prompt']), target_hash=_sha(target),
-        **_under_its_key(r), input=r['prompt'])
+    return dict(doc_id=doc, target=target, filtered_resps=[r['prediction']], doc_hash=_sha(json.dumps(kept, sort_keys=True)),
+        prompt_hash=_sha(r['prompt']), target_hash=_sha(target), **_under_its_key(r), input=r['prompt'])
 
 # %% ../nbs/03e_reading.ipynb #4acedbb2
 def _tasks(records):
@@ -225,7 +234,7 @@ def export_samples(table:pd.DataFrame, # With records
         with atomic(paths[t]) as p: p.write_text(''.join(json.dumps(sample(r, n), ensure_ascii=False)+'\n' for n,r in rows))
     return list(paths.values())
 
-# %% ../nbs/03e_reading.ipynb #da466102
+# %% ../nbs/03e_reading.ipynb #a3b6e3bf
 def read_samples(path # A log, or a folder with logs
                 )->pd.DataFrame: # task, doc, prompt, target, prediction
     "Per-sample logs as lmms-eval writes them."
@@ -250,10 +259,11 @@ def from_samples(ds:datasets.Dataset,   # The suite that was asked
     if not len(q): raise ValueError(f'the logs hold no answers to this suite: they are of {", ".join(sorted(set(samples.task)))}')
     if len(said)>len(said.index.unique()): raise ValueError('the logs hold several answers to one question: give the logs of one run')
     mine = said.loc[[at[i] for i in q.id]]
-    if other := next((i for i,p,o in zip(q.id, q.prompt, mine.prompt) if o and plain(o)!=plain(p)), None): raise ValueError(f'the logs are of other questions: {other!r} was asked in other words')
+    other = next((i for i,p,o in zip(q.id, q.prompt, mine.prompt) if o and plain(o)!=plain(p)), None)
+    if other: raise ValueError(f'the logs are of other questions: {other!r} was asked in other words')
     return tabulate(grade(q.assign(prediction=mine.prediction.to_numpy())))
 
-# %% ../nbs/03e_reading.ipynb #0fdd9b86
+# %% ../nbs/03e_reading.ipynb #a31617e4
 def export_for_scoring(table:pd.DataFrame, # With records of all questions of the real benchmarks
                        folder,             # Where to put a file a task
                        model:str           # Its name
@@ -261,7 +271,8 @@ def export_for_scoring(table:pd.DataFrame, # With records of all questions of th
     "Answers as lmms-eval's model `from_log` reads them; all questions of a task have to be there."
     paths = []
     for t,rows in _tasks(table.attrs['records']).items():
-        log = dict(args=dict(model=model, model_args='', limit=None), model_configs=dict(task=t), time=time.strftime('%m%d_%H%M'), logs=[dict(doc_id=n, resps=[[r['prediction']]]) for n,r in rows])
+        log = dict(args=dict(model=model, model_args='', limit=None), model_configs=dict(task=t), time=time.strftime('%m%d_%H%M'))
+        log['logs'] = [dict(doc_id=n, resps=[[r['prediction']]]) for n,r in rows]
         with atomic(_new(Path(folder)/f'{t}.json')) as p: p.write_text(json.dumps(log))
         paths.append(Path(folder)/f'{t}.json')
     return paths
