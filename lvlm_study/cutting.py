@@ -12,7 +12,6 @@ import re
 from dataclasses import dataclass, replace
 import numpy as np
 import torch
-from torch import nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig, PreTrainedModel
 from .models import LVLM, Anatomy
 from .plans import Plan, compose, make_plan, per_block, sizes

@@ -9,7 +9,6 @@ __all__ = ['CHOICES', 'FAMILIES', 'NINE', 'lowest', 'last', 'span', 'chance', 'o
 
 # %% ../nbs/06_layer_pruning.ipynb #6d2f7fa9
 import random
-import numpy as np
 import pandas as pd
 from .core import COLORS
 from .evaluation import paper_results
