@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TWIN', 'rows_of', 'BlockCut', 'Cutter', 'pruned_config', 'hollow', 'fill', 'fitted', 'noted', 'apply_plan']
 
-# %% ../nbs/04d_cutting.ipynb #ba795fd7
+# %% ../nbs/04d_cutting.ipynb #8eb347b5
 import copy
 import json
 import re
@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from fastcore.basics import patch
-from torch import nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig, PreTrainedModel
 from .models import LVLM, Anatomy
 from .plans import Plan, compose, make_plan, per_block, sizes
@@ -118,7 +117,7 @@ def fill(model:PreTrainedModel,  # Without weights; filled in place
     model.tie_weights()
     return model.train(source.training)
 
-# %% ../nbs/04d_cutting.ipynb #6325e26d
+# %% ../nbs/04d_cutting.ipynb #fec87bf0
 def fitted(lvlm:LVLM, # Any model
            plan:Plan  # What stays
           )->Plan:    # With groups, if it had none
@@ -127,6 +126,8 @@ def fitted(lvlm:LVLM, # Any model
     if bad or plan.depth!=len(here['blocks']):
         raise ValueError(f'this plan was made for {plan.model or "a model"} with {plan.depth} blocks and {plan.sizes.get("total", 0):,} parameters; '
             f'{lvlm.name or "this model"} has {len(here["blocks"])} and {here["total"]:,}' + (f', and other {bad[0]}' if bad and bad[0] not in ('lm', 'total', 'blocks') else ''))
+    whole = {(h, c) for h,c in zip(*(per_block(here, k) for k in ('heads', 'channels')))}
+    if lvlm.anatomy.rigid and not set(plan.widths)<=whole: raise ValueError(f'heads and channels of {lvlm.name or "this model"} cannot be cut: {lvlm.anatomy.rigid}')
     if not isinstance(lvlm.model, PreTrainedModel): raise ValueError(f'{type(lvlm.model).__name__} is no plain transformers model: merge adapters before pruning')
     if n := next((n for n,p in lvlm.model.named_parameters() if not p.is_floating_point()), None): raise ValueError(f'{n} is quantised: prune first, quantise afterwards')
     return plan if plan.heads else make_plan(here, plan.blocks, plan.asked, method=plan.method, model=plan.model, notes=plan.notes)

@@ -7,9 +7,8 @@ __all__ = ['CHOICES', 'FAMILIES', 'NINE', 'lowest', 'last', 'span', 'chance', 'o
            'plot_choices', 'rows_by_ratio', 'curve', 'paper_curve', 'plot_curves', 'draw_curves', 'abilities',
            'plot_abilities', 'measured_near', 'layer_card']
 
-# %% ../nbs/06_layer_pruning.ipynb #6d2f7fa9
+# %% ../nbs/06_layer_pruning.ipynb #73629cfc
 import random
-import numpy as np
 import pandas as pd
 from .core import COLORS
 from .evaluation import paper_results
@@ -134,7 +133,7 @@ def curve(results,   # As for `rows_by_ratio`
     low,high = (getattr(g.retention, f)().where(~one, g[f'retention_{k}'].mean() if f'retention_{k}' in d else g.retention.mean()) for f,k in (('min', 'low'), ('max', 'high')))
     return pd.DataFrame(dict(realised=100*g.realised_lm.mean(), retention=g.retention.mean(), low=low, high=high, seeds=n))
 
-# %% ../nbs/06_layer_pruning.ipynb #907f76eb
+# %% ../nbs/06_layer_pruning.ipynb #c771e44b
 def paper_curve(family:str, # As in the paper's table, such as 'llava-v1.5-7b'
                 method:str, # 'layer' or 'width'
                 metric:str='AVG%' # Or a benchmark
@@ -157,7 +156,7 @@ def plot_curves(results:dict, # Method -> results
         ax.fill_between([0, *d.realised], [100, *d.low], [100, *d.high], color=COLORS[method], alpha=.15, lw=0)
         ax.plot([0, *d.realised][:len(d) and None], [100, *d.retention][:len(d) and None], 'o-', color=COLORS[method], label=f'{method}, measured')
     ax.set(xlabel='LM parameters removed in %', xlim=(-1, 68), ylim=(0, 108)); ax.xaxis.set_major_locator(MultipleLocator(15))
-    ax.set_title(f'{model} ({f"{seeds} seed"+"s"*(seeds>1) if seeds else "not measured yet"})\npaper: {FAMILIES[model]}', fontsize=8.5)
+    ax.set_title(f'{model} ({f"{seeds} seed"+"s"*int(seeds>1) if seeds else "not measured yet"})\npaper: {FAMILIES[model]}', fontsize=8.5)
     return ax
 
 def draw_curves(results # Method -> results

@@ -8,7 +8,7 @@ __all__ = ['group_parameters', 'sizes', 'per_block', 'Plan', 'account', 'make_pl
 
 # %% ../nbs/04c_plans.ipynb #8457917b
 import json
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 import numpy as np
 from .models import LVLM, count_parameters
 

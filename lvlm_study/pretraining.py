@@ -50,7 +50,7 @@ def train_tokenizer(texts:list,    # What it shall write well
 def question_texts(n:int=3000 # Pictures to ask about
                   )->list:
     "Questions and answers as they stand in a conversation."
-    return [t for _,qs in training_pictures('train', n) for q in qs for t in (f'USER: {q.prompt()} ASSISTANT: {q.answer}', f'USER: <image>\n{q.prompt()}')]
+    return [t for _,qs in training_pictures('train', n) for q in qs for t in (f'USER: {q.prompt()} ASSISTANT: {q.reply()}', f'USER: <image>\n{q.prompt()}')]
 
 # %% ../nbs/03a_pretraining.ipynb #8fc25a7f
 def ready_for_learning(model # A LLaVA with random weights; changed in place

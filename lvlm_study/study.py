@@ -20,12 +20,12 @@ from IPython.display import Markdown
 from fastcore.script import Param, call_parse
 from .core import COLORS, Run, cache_dir, read_rows, record, save_fig, style
 from .data import subset
-from .evaluation import average, compare, evaluate, paper_results, plot_spider, retention_above_chance
+from .evaluation import average, compare, evaluate, fingerprint, paper_results, plot_spider, retention_above_chance
 from .importance import Scores, interval, score
-from .layer_pruning import layer_plan
+from .layer_pruning import NINE, layer_plan
 from .models import load_lvlm
 from .recovery import recover
-from .suite import instructions
+from .suite import REV, instructions
 from .surgery import apply_plan
 
 # %% ../nbs/12_study.ipynb #52e26701
@@ -52,7 +52,7 @@ def run_scores(run:Run # Says model, number of samples, seed
               )->Scores:
     "Block scores on the first `calibration` samples of the run's seeded permutation of the recovery set."
     data = instructions('recovery'); ids = subset(len(data), min(1, run.calibration/len(data)), run.seed)
-    return score(load_lvlm(run.model), data.select(ids))
+    return score(load_lvlm(run.model), data.select(ids), criteria=('bi',))
 
 def run_importance(run:Run # As for `run_scores`
                   )->dict: # What `record` stores
@@ -61,14 +61,14 @@ def run_importance(run:Run # As for `run_scores`
     return dict(metrics=dict(samples=len(s.samples['bi'])), curves=dict(bi=s.blocks['bi'].tolist(), low=low.tolist(), high=high.tolist()))
 
 # %% ../nbs/12_study.ipynb #0014aebb
-def _records(run): return cache_dir('records')/f'{run.key}.parquet'
+def _records(run, lvlm): return cache_dir('records')/f'{run.key}-r{REV}-{fingerprint(lvlm)[:8]}.parquet' # another model, other questions: another file
 
 def original(run:Run     # Any run
             )->tuple:    # (the original LVLM, its table)
     "The model a run starts from, with its answers, which are asked once."
     base = Run('layer_pruning', model=run.model, suite=run.suite, limit=run.limit, note=run.note)
     lvlm = load_lvlm(run.model)
-    return lvlm, evaluate(lvlm, run.suite, limit=run.limit or None, records=_records(base), progress=sys.stderr.isatty())
+    return lvlm, evaluate(lvlm, run.suite, limit=run.limit or None, records=_records(base, lvlm), progress=sys.stderr.isatty())
 
 # %% ../nbs/12_study.ipynb #f4463b32
 def make_student(run:Run, # Says how
@@ -86,11 +86,11 @@ def run_model(run:Run # Of 'layer_pruning' or 'recovery'
              )->dict: # What `record` stores
     "Prune, recover, evaluate, compare with the original."
     lvlm,base = original(run); student,secs = make_student(run, lvlm)
-    table = base if run.method=='none' else evaluate(student, run.suite, limit=run.limit or None, records=_records(run), progress=sys.stderr.isatty())
+    table = base if run.method=='none' else evaluate(student, run.suite, limit=run.limit or None, records=_records(run, student), progress=sys.stderr.isatty())
     kept,low,high = compare(table, base); n = sum(p.numel() for p in student.model.parameters()); done = (student.plan or {}).get('realised', {})
     m = dict(AVG=average(table), retention=kept, retention_low=low, retention_high=high, above_chance=retention_above_chance(table, base), parameters=n, MB=2*n/1e6,
         realised_lm=done.get('lm', 0.), realised_lvlm=done.get('lvlm', 0.), training_secs=secs, questions=int(table.n.sum()))
-    return dict(metrics={k: float(v) for k,v in m.items()} | {b: float(v) for b,v in table.value.items()})
+    return dict(metrics={k: v if isinstance(v, int) else float(v) for k,v in m.items()} | table.value.astype(float).to_dict(), curves=dict(chance=table.chance.to_dict()))
 
 EXPERIMENTS = dict(importance=run_importance, layer_pruning=run_model, recovery=run_model)
 
@@ -194,10 +194,13 @@ def _draw_bi(runs):
 def _draw_spider(runs):
     rows = {r: read_rows(r.experiment).get(r.key) for r in runs if r.experiment!='importance'}
     pick = {'original':('none', 'none', 0.), '30 %, no recovery':('layer', 'none', .3), '30 %, projector + LoRA':('layer', 'sft', .3), '45 %, projector + LoRA':('layer', 'sft', .45)}
-    value = lambda k: next((x['metrics'] for r,x in rows.items() if x and 'metrics' in x and (r.method, r.recovery, r.ratio)==k and r.trains in ('', 'projector+lora')), None)
-    found = {n: v for n,k in pick.items() if (v:=value(k))}
+    value = lambda k: next((pd.DataFrame(dict(value=pd.Series(x['metrics'])[NINE], chance=x['curves']['chance'])).reindex(NINE) for r,x in rows.items() if x and 'metrics' in x and (r.method, r.recovery, r.ratio)==k and r.trains in ('', 'projector+lora')), None)
+    found = {n: v for n,k in pick.items() if (v:=value(k)) is not None}
     if 'original' not in found: return None
-    with style(): return plot_spider({n: v for n,v in found.items() if n!='original'}, found['original']).figure
+    with style():
+        ax = plot_spider({n: v for n,v in found.items() if n!='original'}, found['original'])
+        ax.legend(loc='upper center', bbox_to_anchor=(.5, -.08), ncols=2)
+    return ax.figure
 
 # %% ../nbs/12_study.ipynb #71016a14
 SHIPPED = Path('nbs/results')
@@ -228,7 +231,7 @@ def main(verb:Param('run, draw, show or check', str, choices=('run', 'draw', 'sh
         if verb=='check': d = differences(preset); print(d.to_string(index=False) if len(d) else 'nothing to compare yet: run the study first'); return sys.exit(0 if len(d) and d.agrees.all() else 1)
     except ValueError as e: sys.exit(f'lvlm_study: {e}')
 
-if __name__=='__main__': main()
+if __name__=='__main__' and '__file__' in globals(): main() # Run as a module, not as a notebook
 
 # %% ../nbs/12_study.ipynb #f8272608
 def _output(cell):

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['FEW', 'HOW', 'FORMS', 'drop_lowest', 'legal_widths', 'solve', 'step_scores', 'spread', 'width_plan', 'same_size',
-           'plot_heads', 'plot_channels', 'advantage', 'paper_advantage', 'by_form', 'plot_forms', 'width_card']
+           'picture', 'kept_line', 'plot_heads', 'plot_channels', 'advantage', 'paper_advantage', 'by_form',
+           'plot_forms', 'width_card']
 
 # %% ../nbs/07_width_pruning.ipynb #1a39972b
 from dataclasses import replace
@@ -138,16 +139,33 @@ def same_size(scores,      # With blocks, KV groups and channels
     short = layer_plan(scores, ratio, how)
     return short, replace(width_plan(scores, short.realised['lm'], **kw), asked=short.asked)
 
-# %% ../nbs/07_width_pruning.ipynb #1fcabf01
-def _relative(s_BN): return s_BN/np.maximum(np.abs(s_BN.mean(1, keepdims=True)), 1e-30)
+# %% ../nbs/07_width_pruning.ipynb #de0d9f7a
+def _relative(score_BN):
+    s = np.asarray(score_BN, dtype=np.float32)
+    return s/np.maximum(np.abs(s.mean(1, keepdims=True)), 1e-30)
 
+def picture(score_BN, # Scores of the channels of each block
+            bins=64   # Rows of the picture
+           ):         # (B, bins)
+    "Channels of each block sorted by score, relative to the block's mean, in bins: the same for every ratio."
+    s = np.sort(_relative(score_BN), 1); F = s.shape[1]; edges = np.linspace(0, F, min(bins, F)+1).astype(int)
+    return np.add.reduceat(s, edges[:-1], 1)/np.diff(edges)
+
+def kept_line(plan:Plan, # What stays
+              n:int,     # Groups of a block
+              kind='channels' # Or 'heads'
+             )->list:    # In percent, a number a block; all of a block that goes
+    "How many groups of each block go."
+    return [100*(1-len(getattr(plan, kind).get(b, ()))/n) for b in range(plan.depth)]
+
+# %% ../nbs/07_width_pruning.ipynb #b70e8c1f
 def plot_heads(scores,    # With KV groups
                plan:Plan, # What stays
                criterion, # Name of the scores
                ax         # Axes to draw on
               ):
     "Score of every KV group beside its block's mean; those that go are white."
-    s = _relative(np.asarray(scores.heads[criterion], dtype=float)); gone = np.ones_like(s, dtype=bool)
+    s = _relative(scores.heads[criterion]); gone = np.ones_like(s, dtype=bool)
     for b,v in plan.heads.items(): gone[b, list(v)] = False
     ax.imshow(np.ma.array(s, mask=gone).T, cmap='Blues', vmin=0, vmax=2, aspect='auto', origin='lower', interpolation='nearest')
     ax.set(xlabel='block', ylabel='KV group', title='KV groups that stay'); ax.grid(False)
@@ -156,14 +174,11 @@ def plot_heads(scores,    # With KV groups
 def plot_channels(scores,    # With channels
                   plan:Plan, # What stays
                   criterion, # Name of the scores
-                  ax,        # Axes to draw on
-                  bins=64    # Rows of the picture
+                  ax         # Axes to draw on
                  ):
     "Channels of each block sorted by score, highest on top; above the line they stay."
-    s = np.sort(_relative(np.asarray(scores.channels[criterion], dtype=float)), 1); B,F = s.shape
-    edges = np.linspace(0, F, min(bins, F)+1).astype(int)[:-1]; means = np.add.reduceat(s, edges, 1)/np.diff(np.r_[edges, F])
+    means = picture(scores.channels[criterion]); B = len(means); line = kept_line(plan, np.shape(scores.channels[criterion])[1])
     ax.imshow(means.T, cmap='Oranges', vmin=0, vmax=2, aspect='auto', origin='lower', extent=(-.5, B-.5, 0, 100), interpolation='nearest')
-    line = [100*(1-len(plan.channels.get(b, ()))/F) for b in range(B)]
     ax.stairs(line, np.arange(B+1)-.5, color='#333333', lw=1.4, baseline=None)
     ax.fill_between(np.repeat(np.arange(B+1)-.5, 2)[1:-1], 0, np.repeat(line, 2), color='white', alpha=.75, lw=0)
     ax.set(xlabel='block', ylabel='channels by score, % of all', title='Channels: above the line stays', ylim=(0, 100)); ax.grid(False)

@@ -4,9 +4,10 @@ import numpy as np, pandas as pd, pytest
 import torch, transformers, datasets
 from PIL import Image
 from lvlm_study import evaluation as ev
-from lvlm_study.evaluation import (METRICS, TOP, PAIRED, anls, answer, answer_batch, average, by_benchmark, choice_letter, choice_score, compare, edit_distance, evaluate,
-    exact_match, final_number, fingerprint, first, grade, interval_width, math_score, numbers, open_score, paper_table, plain, pope_scores, questions, read_records,
-    relaxed, resample, retention, retention_above_chance, suite_key, tabulate, vqa_accuracy, yes_no)
+from lvlm_study.evaluation import (METRICS, TOP, PAIRED, answer, answer_batch, average, by_benchmark, chance_floor, compare, evaluate, fingerprint, first, floors, grade,
+    interval_width, paper_table, pope_scores, questions, read_records, resample, retention, retention_above_chance, suite_key, tabulate)
+from lvlm_study.metrics import (anls, choice_letter, choice_score, edit_distance, exact_match, final_number, math_score, mme_scores, numbers, open_score, plain, relaxed,
+    vqa_accuracy, yes_no)
 from lvlm_study.models import LVLM, load_lvlm
 from lvlm_study.suite import small_suite
 
@@ -85,6 +86,25 @@ def test_vqa_accuracy():
     assert vqa_accuracy('x', ['x']+['y']*9) == pytest.approx(.3)
     assert vqa_accuracy('a cat', ['Cat']) == 1 and vqa_accuracy('', ['']) == 0
 
+def test_no_precision_is_no_precision():
+    assert math_score('1.45', '1.45', precision=float('nan')) == math_score('1.45', '1.45') == 1 and math_score('1.4', '1.45', precision=float('nan')) == 0
+
+def one(benchmark, prediction, answer, **kw): return METRICS[benchmark](prediction, dict(answer=answer, options=[]) | kw)
+
+def test_strict_benchmarks_take_a_letter_and_no_sentence():
+    both = lambda said: [one(b, said, 'B', options=GEMS) for b in ('MMMU', 'SQA', 'AI2D')]
+    assert both('B') == both('(b)') == both('B. topaz') == both('topaz') == [1, 1, 1]
+    assert both('The answer is (B)') == both('A or B') == [1, 0, 0] and both('') == both('C') == [0, 0, 0]
+
+def test_an_empty_answer_is_never_right():
+    for b in METRICS:
+        for right in ('B', 'yes', '3', '', 'maybe', ['x', '']): assert one(b, '', right, options=GEMS if right=='B' else []) == 0, (b, right)
+
+def test_mme_by_subtask():
+    rows = [dict(id=f'{s}{i}{a}', benchmark='MME-C', subtask=s, pair=f'{s}{i}', answer=a, options=[], ways=2, prediction=p) for s,said in dict(code=('yes', 'no'), text=('yes', 'yes')).items()
+            for i in range(3) for a,p in zip(('yes', 'no'), said)]
+    assert mme_scores(grade(pd.DataFrame(rows))).to_dict() == {('MME-C', 'code'): 200, ('MME-C', 'text'): 50}
+
 def test_plain(): assert [plain(t) for t in (None, 3, ' a\t b\n', '％', '“x”')] == ['', '3', 'a b', '%', '“x”']
 
 # --- records and tables -----------------------------------------------------------------------------------------
@@ -153,6 +173,13 @@ def test_retention(q):
     with pytest.raises(ValueError, match='nothing above chance'): retention_above_chance(base, said(q, 0.))
     with pytest.raises(ValueError, match='MMMU, POPE is missing'): average(base.drop(['MMMU', 'POPE']))
 
+def test_floors(q):
+    t = floors(q)
+    assert t.chance.to_dict() == pytest.approx(chance_floor(q).to_dict()) and (t.habit<=t.chance+.1*t.index.map(TOP)).all()
+    always = grade(q.assign(prediction='no', answer='no', options=[[]]*len(q))[q.benchmark=='POPE'])
+    assert always.score.mean() == 1 and floors(q[q.benchmark=='POPE'].assign(answer='no')).habit['POPE'] == 100
+    assert list(floors(q, said(q, 0.))) == ['chance', 'habit', 'text_only', 'low', 'high']
+
 def test_compare(q):
     base,half = said(q, .9), said(q, .5)
     v,low,high = compare(half, base)
@@ -186,6 +213,21 @@ def test_answers_do_not_depend_on_the_batch(lvlm, ds):
     assert len(alone) == len(rows)
     blind = ask(rows, 16, look=False)
     assert blind[:5] == ask(rows[:5], 1, look=False) and blind[-1] == alone[-1]
+
+def test_evaluate_does_not_depend_on_the_batch(lvlm, ds):
+    some = [dict(ds[int(i)]) for i in first(questions(ds), 3)]
+    for r,size in zip(some, [(64, 64), (200, 120), (81, 300)]*len(some)): r['images'] = [im.resize(size) for im in r['images']]
+    suite = datasets.Dataset.from_list(some, features=ds.features)
+    alone,together = (evaluate(lvlm, suite, batch_size=n, progress=False, max_new_tokens=5) for n in (1, 16))
+    pd.testing.assert_frame_equal(alone, together)
+    pd.testing.assert_frame_equal(alone.attrs['records'], together.attrs['records'])
+    assert alone.attrs['records'].prompt.map(len).nunique() > 5
+
+def test_each_question_has_its_own_limit(lvlm, ds):
+    rows = mixed(ds); limits = [1+i%3 for i in range(len(rows))]
+    want = [answer(lvlm, [r], max_new_tokens=n)[0] for r,n in zip(rows, limits)]
+    assert answer(lvlm, rows, max_new_tokens=limits) == want and answer(lvlm, rows, 2, max_new_tokens=limits) == want
+    assert answer(lvlm, rows, max_new_tokens=3) != want or lvlm.name!='random'
 
 def test_answers_are_greedy_whatever_the_model_is_set_to(lvlm, ds, recwarn):
     rows = mixed(ds)[:4]; was = answer(lvlm, rows)
@@ -249,14 +291,20 @@ def test_fingerprint_and_suite_key(tiny, ds):
 def bad(ds, **change): return ds.select(range(3)).map(lambda r: change)
 
 @pytest.mark.parametrize('suite, says', [
-    (lambda ds: 'smal', "there is no suite 'smal': give one of small, or a datasets.Dataset"), (lambda ds: [1], r'there is no suite \[1\]'), (lambda ds: ds.select([]), 'the suite has no questions'),
+    (lambda ds: 'smal', "there is no suite 'smal': give one of small, .*a datasets.Dataset"), (lambda ds: [1], r'there is no suite \[1\]'), (lambda ds: ds.select([]), 'the suite has no questions'),
     (lambda ds: ds.remove_columns(['answer', 'benchmark']), 'this data set has no benchmark, answer'), (lambda ds: bad(ds, answer=' '), "question 'MMMU-0' has no answer to compare with"),
     (lambda ds: bad(ds, answer=None), "question 'MMMU-0' has no answer"), (lambda ds: bad(ds, benchmark='MMLU'), r'no benchmark that has a metric \(MMMU, SQA'), (lambda ds: bad(ds, id='x'), "question 'x' has an id that another question has"),
-    (lambda ds: ds.select([i for i,b in enumerate(ds['benchmark']) if b=='MME-P'][:3]), "'MME-P-1-yes' is half of a pair")])
+    (lambda ds: ds.select([i for i,b in enumerate(ds['benchmark']) if b=='MME-P'][:3]), "'MME-P-1-yes' is half of a pair"),
+    (lambda ds: bad(ds, benchmark='POPE', options=[], answer='maybe'), "'MMMU-0' asks for yes or no and has another answer"),
+    (lambda ds: bad(ds, answer='E'), "'MMMU-0' has an answer that is none of its options")])
 def test_what_cannot_be_graded_is_refused_first(tiny, ds, suite, says, monkeypatch):
     monkeypatch.setattr(ev, 'answer_batch', None)
     datasets.disable_progress_bars()
     with pytest.raises(ValueError, match=says): evaluate(tiny, suite=suite(ds), progress=False)
+
+def test_a_name_that_is_no_suite_tells_of_the_nine(monkeypatch, tiny):
+    monkeypatch.setattr(ev, 'SUITES', dict(small=small_suite))
+    with pytest.raises(ValueError, match='`import lvlm_study.benchmarks` adds the nine benchmarks'): evaluate(tiny, suite='pope', progress=False)
 
 def test_limit_is_a_number_of_questions(tiny):
     with pytest.raises(ValueError, match='at least 1, not 0'): evaluate(tiny, limit=0, progress=False)
@@ -265,6 +313,19 @@ def test_a_picture_that_does_not_decode_is_named(tiny, ds):
     broken = ds.select(range(2)).cast_column('images', datasets.List(datasets.Image(decode=False)))
     rows = [dict(r, images=[dict(bytes=r['images'][0]['bytes'][:60] if i else r['images'][0]['bytes'], path=None)]) for i,r in enumerate(broken)]
     with pytest.raises(ValueError, match="question 'MMMU-1': its image does not decode"): evaluate(tiny, suite=datasets.Dataset.from_list(rows, features=ds.features), progress=False)
+
+def test_a_suite_says_how_long_its_answers_may_be(tiny, ds):
+    few = ds.select([i for i,b in enumerate(ds['benchmark']) if b=='DocVQA'][:8])
+    own = few.add_column('new_tokens', [1]*4+[6]*4)
+    said = evaluate(tiny, own, progress=False).attrs['records'].prediction.tolist()
+    assert said[:4] == answer(tiny, few.select(range(4)), max_new_tokens=1) and said[4:] == answer(tiny, few.select(range(4, 8)), max_new_tokens=6)
+    assert evaluate(tiny, own, progress=False, max_new_tokens=2).attrs['records'].prediction.tolist() == answer(tiny, few, max_new_tokens=2)
+
+def test_without_looking_no_picture_is_read(tiny, ds):
+    broken = ds.select(range(3)).cast_column('images', datasets.List(datasets.Image(decode=False)))
+    rows = [dict(r, images=[dict(bytes=b'no picture', path=None)]) for r in broken]
+    suite = datasets.Dataset.from_list(rows, features=ds.features)
+    assert evaluate(tiny, suite, look=False, progress=False).attrs['records'].prediction.tolist() == answer(tiny, ds.select(range(3)), look=False)
 
 def test_a_suite_of_ones_own(tiny):
     rows = [dict(id=str(i), images=[Image.new('RGB', (90, 50+i))], messages=[dict(role='user', content='<image>\nWhat color?')], benchmark=b, answer=a, options=o)

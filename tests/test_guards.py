@@ -142,7 +142,7 @@ def test_figures_out_of_step_are_seen(nb, tmp_path):
 def checks(test):
     "Does a test function assert something?"
     calls = {getattr(n.func, 'id', getattr(n.func, 'attr', '')) for n in ast.walk(test) if isinstance(n, ast.Call)}
-    return any(isinstance(n, ast.Assert) for n in ast.walk(test)) or bool(calls & {'none_found', 'raises', 'fail', 'test_eq', 'test_close', 'assert_close'})
+    return any(isinstance(n, ast.Assert) for n in ast.walk(test)) or bool(calls & {'none_found', 'raises', 'fail', 'test_eq', 'test_close', 'assert_close', 'assert_frame_equal'})
 
 def test_every_test_checks_something():
     idle = [f'{p.name}: {n.name}' for p in sorted(Path(__file__).parent.glob('test_*.py')) for n in ast.walk(ast.parse(p.read_text()))
