@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FEW', 'HOW', 'FORMS', 'drop_lowest', 'legal_widths', 'solve', 'step_scores', 'spread', 'width_plan', 'same_size',
-           'picture', 'kept_line', 'plot_heads', 'plot_channels', 'advantage', 'paper_advantage', 'by_form',
+           'picture', 'kept_line', 'plot_kept_heads', 'plot_kept_channels', 'advantage', 'paper_advantage', 'by_form',
            'plot_forms', 'width_card']
 
 # %% ../nbs/07_width_pruning.ipynb #1a39972b
@@ -158,8 +158,8 @@ def kept_line(plan:Plan, # What stays
     "How many groups of each block go."
     return [100*(1-len(getattr(plan, kind).get(b, ()))/n) for b in range(plan.depth)]
 
-# %% ../nbs/07_width_pruning.ipynb #b70e8c1f
-def plot_heads(scores,    # With KV groups
+# %% ../nbs/07_width_pruning.ipynb #449a76da
+def plot_kept_heads(scores,    # With KV groups
                plan:Plan, # What stays
                criterion, # Name of the scores
                ax         # Axes to draw on
@@ -171,7 +171,7 @@ def plot_heads(scores,    # With KV groups
     ax.set(xlabel='block', ylabel='KV group', title='KV groups that stay'); ax.grid(False)
     return ax
 
-def plot_channels(scores,    # With channels
+def plot_kept_channels(scores,    # With channels
                   plan:Plan, # What stays
                   criterion, # Name of the scores
                   ax         # Axes to draw on
@@ -218,7 +218,7 @@ def plot_forms(gaps:dict, # Label -> `by_form`; those of the paper are named so 
     ax.axhline(0, color='#333333', lw=.8); ax.set(xticks=range(len(FORMS)), xticklabels=FORMS, ylabel='width minus layers, points'); ax.grid(axis='x'); ax.legend(fontsize=6.5, loc='upper left')
     return ax
 
-# %% ../nbs/07_width_pruning.ipynb #3834b37a
+# %% ../nbs/07_width_pruning.ipynb #9dd1df53
 def width_card(scores,        # With KV groups and channels
                ratio:float,   # Share of the LM's parameters to remove
                criterion=None, # Name of a stored criterion
@@ -229,7 +229,7 @@ def width_card(scores,        # With KV groups and channels
     import matplotlib.pyplot as plt
     p = width_plan(scores, ratio, criterion, how); c = _criterion(scores, criterion)[0]
     fig = plt.figure(figsize=(6.6,3.9)); a,b,m = (fig.add_subplot(s) for s in (lambda g: (g[0,0], g[0,1], g[1,:]))(fig.add_gridspec(2, 2, height_ratios=(3.2, .7))))
-    plot_heads(scores, p, c, a); plot_channels(scores, p, c, b); plot_meter(p, m)
+    plot_kept_heads(scores, p, c, a); plot_kept_channels(scores, p, c, b); plot_meter(p, m)
     near = measured_near(results, scores.meta.get('model', ''), ratio, 'width', c) if results is not None else ''
     fig.suptitle('\n'.join(x for x in (f'{p.method}: {p.widths[0][0] if p.uniform else "mixed"} KV groups, {p.widths[0][1] if p.uniform else "mixed"} channels a block', near, *p.notes) if x), fontsize=8.5)
     return fig

@@ -137,8 +137,8 @@ def test_a_beginning_of_another_job_is_not_taken_up(models, folders, tmp_path, m
     src,dst = folders/'mha'/'many', tmp_path/'dst'
     with monkeypatch.context() as m:
         m.setattr(s, '_carry', lambda *a: (_ for _ in ()).throw(KeyboardInterrupt()))
-        with pytest.raises(KeyboardInterrupt): prune_checkpoint(src, dst, Plan.of(models['mha'], blocks=[0]))
-    plan = Plan.of(models['mha'], blocks=[1])
+        with pytest.raises(KeyboardInterrupt): prune_checkpoint(src, dst, Plan.of(models['mha'], channels={b: range(50) for b in range(4)}))
+    plan = Plan.of(models['mha'], channels={b: range(40, 90) for b in range(4)})
     assert digest(prune_checkpoint(src, dst, plan))==digest(prune_checkpoint(src, tmp_path/'whole', plan))
 
 # --- bad input --------------------------------------------------------------------------------------------------
