@@ -44,12 +44,12 @@ def ratio():
 def bunny():
     eye = SiglipVisionConfig(hidden_size=1152, intermediate_size=4304, num_hidden_layers=27, num_attention_heads=16, image_size=384, patch_size=14, vision_use_head=False)
     text = PhiConfig(vocab_size=50296, hidden_size=2560, intermediate_size=10240, num_hidden_layers=32, num_attention_heads=32, partial_rotary_factor=.4)
-    return LlavaConfig(eye, text, vision_feature_select_strategy='full', dtype='bfloat16')
+    return LlavaConfig(vision_config=eye, text_config=text, vision_feature_select_strategy='full', dtype='bfloat16')
 
 def llava():
     eye = CLIPVisionConfig(hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, image_size=336, patch_size=14)
     text = LlamaConfig(vocab_size=32064, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32)
-    return LlavaConfig(eye, text, dtype='bfloat16')
+    return LlavaConfig(vision_config=eye, text_config=text, dtype='bfloat16')
 
 def in_files(names, shard):
     "Names and shapes, parted into files of at most `shard` bytes."
