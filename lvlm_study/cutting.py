@@ -117,19 +117,21 @@ def fill(model:PreTrainedModel,  # Without weights; filled in place
     model.tie_weights()
     return model.train(source.training)
 
-# %% ../nbs/04d_cutting.ipynb #fec87bf0
+# %% ../nbs/04d_cutting.ipynb #002af4fd
 def fitted(lvlm:LVLM, # Any model
            plan:Plan  # What stays
           )->Plan:    # With groups, if it had none
     "The plan, if it was made for this model; ValueError otherwise."
-    here = sizes(lvlm); bad = [k for k in here if k in plan.sizes and here[k]!=plan.sizes[k]]
+    here,name = sizes(lvlm), lvlm.name or 'this model'; bad = [k for k in here if k in plan.sizes and here[k]!=plan.sizes[k]]
     if bad or plan.depth!=len(here['blocks']):
         raise ValueError(f'this plan was made for {plan.model or "a model"} with {plan.depth} blocks and {plan.sizes.get("total", 0):,} parameters; '
-            f'{lvlm.name or "this model"} has {len(here["blocks"])} and {here["total"]:,}' + (f', and other {bad[0]}' if bad and bad[0] not in ('lm', 'total', 'blocks') else ''))
-    whole = {(h, c) for h,c in zip(*(per_block(here, k) for k in ('heads', 'channels')))}
-    if lvlm.anatomy.rigid and not set(plan.widths)<=whole: raise ValueError(f'heads and channels of {lvlm.name or "this model"} cannot be cut: {lvlm.anatomy.rigid}')
-    if not isinstance(lvlm.model, PreTrainedModel): raise ValueError(f'{type(lvlm.model).__name__} is no plain transformers model: merge adapters before pruning')
-    if n := next((n for n,p in lvlm.model.named_parameters() if not p.is_floating_point()), None): raise ValueError(f'{n} is quantised: prune first, quantise afterwards')
+            f'{name} has {len(here["blocks"])} and {here["total"]:,}' + ''.join(f', and other {k}' for k in bad if k in ('heads', 'channels')))
+    narrower = not set(plan.widths)<=set(zip(*(per_block(here, k) for k in ('heads', 'channels'))))
+    if narrower and lvlm.anatomy.rigid: raise ValueError(f'heads and channels of {name} cannot be cut: {lvlm.anatomy.rigid}')
+    if not isinstance(lvlm.model, PreTrainedModel):
+        raise ValueError(f'{type(lvlm.model).__name__} is no plain transformers model: merge adapters before pruning')
+    packed = next((n for n,p in lvlm.model.named_parameters() if not p.is_floating_point()), None)
+    if packed: raise ValueError(f'{packed} is quantised: prune first, quantise afterwards')
     return plan if plan.heads else make_plan(here, plan.blocks, plan.asked, method=plan.method, model=plan.model, notes=plan.notes)
 
 def noted(plan:Plan, # What stays
@@ -138,7 +140,8 @@ def noted(plan:Plan, # What stays
          )->Plan:
     "A plan that says when the language model changes its name."
     a,b = old.get_text_config().model_type, new.get_text_config().model_type
-    return plan if a==b else replace(plan, notes=plan.notes + (f'The language model is written down as {b}, which computes the same as {a} and takes these numbers of heads.',))
+    note = f'The language model is written down as {b}, which computes the same as {a} and takes these numbers of heads.'
+    return plan if a==b else replace(plan, notes=(*plan.notes, note))
 
 # %% ../nbs/04d_cutting.ipynb #f8074d88
 def apply_plan(lvlm:LVLM, # The original; it is not changed

@@ -154,7 +154,7 @@ def from_json(s # As `to_json` wrote it, or the same as a dict
 
 Plan.to_json,Plan.from_json = to_json,staticmethod(from_json)
 
-# %% ../nbs/04c_plans.ipynb #5bf1a572
+# %% ../nbs/04c_plans.ipynb #2096b32f
 def _table(head, rows): return f'| {" | ".join(head)} |\n|{" --- |"*len(head)}\n' + ''.join(f'| {" | ".join(map(str, r))} |\n' for r in rows)
 
 def plan_card(plan:Plan,   # What stays
@@ -162,22 +162,27 @@ def plan_card(plan:Plan,   # What stays
               table=None   # What is left was measured: rows with 'value', and 'n', by benchmark
              )->str:       # Markdown
     "A plan as part of a model card."
-    r = plan.realised; said = [f'Pruned: {plan.asked:.1%} of the language model asked, {r["lm"]:.1%} realised ({r["blocks"]:.1%} of its blocks, {r["lvlm"]:.1%} of the whole model); chosen by: {plan.method}. The whole plan is in `plan.json`.']
+    r = plan.realised
+    said = [f'Pruned: {plan.asked:.1%} of the language model asked, {r["lm"]:.1%} realised ({r["blocks"]:.1%} of its blocks, {r["lvlm"]:.1%} of the whole '
+        f'model); chosen by: {plan.method}. The whole plan is in `plan.json`.']
     said += [f'Blocks that stay: {", ".join(map(str, plan.blocks))} of 0 to {plan.depth-1}.']
     for i,(k,what) in enumerate((('heads', 'KV groups'), ('channels', 'MLP channels'))):
         if n := [w[i] for w in plan.widths]: said += [f'A block keeps {_span(n, per_block(plan.sizes, k), what)}.']
-    if scores is not None: said += [f'Scores of {scores.meta.get("model") or plan.model or "the original"} on {len(scores.meta.get("ids") or ()) or scores.meta.get("n", "its")} calibration samples.']
+    if scores is not None:
+        n = len(scores.meta.get('ids') or ()) or scores.meta.get('n', 'its')
+        said += [f'Scores of {scores.meta.get("model") or plan.model or "the original"} on {n} calibration samples.']
     said += [*plan.notes, _table(('what is left', ''), [(k, f'{v:,}') for k,v in plan.left.items()])]
     if table is not None: said += [_table(('benchmark', 'score', 'questions'), [(b, f'{v:.1f}', n) for b,v,n in zip(table.index, table.value, table.n)])]
     return '\n\n'.join(said)
 
-# %% ../nbs/04c_plans.ipynb #282706cf
+# %% ../nbs/04c_plans.ipynb #3ab98743
 def compose(first:Plan, # Of the original
             second:Plan # Of the model that `first` leaves
            )->Plan:     # Of the original
     "Two plans, one after the other, as one."
     if len(first.blocks)!=second.depth or second.sizes and second.sizes['total']!=first.left['parameters']:
-        raise ValueError(f'the second plan is for {second.depth} blocks and {second.sizes.get("total", 0):,} parameters; the first leaves {len(first.blocks)} and {first.left["parameters"]:,}')
+        raise ValueError(f'the second plan is for {second.depth} blocks and {second.sizes.get("total", 0):,} parameters; '
+            f'the first leaves {len(first.blocks)} and {first.left["parameters"]:,}')
     at = lambda kept, then: {first.blocks[i]: tuple(kept[first.blocks[i]][g] for g in v) for i,v in then.items()}
     how = ', then '.join(m for m in (first.method, second.method) if m!='by hand') or 'by hand'
     asked = first.realised['lm'] + (1-first.realised['lm'])*second.asked

@@ -23,7 +23,7 @@ from .models import LVLM, Anatomy
 from .plans import Plan, compose, plan_card
 from .widths import mixed_widths
 
-# %% ../nbs/04e_streaming.ipynb #89f73957
+# %% ../nbs/04e_streaming.ipynb #634c838a
 BYTES = dict(F64=8, I64=8, U64=8, F32=4, I32=4, U32=4, F16=2, BF16=2, I16=2, U16=2, F8_E4M3=1, F8_E5M2=1, I8=1, U8=1, BOOL=1)
 
 @dataclass(frozen=True)
@@ -44,10 +44,11 @@ def read_head(path:Path # A safetensors file
     try: head = json.loads(text); head.pop('__metadata__', None); end = 8+n+max((v['data_offsets'][1] for v in head.values()), default=0)
     except ValueError: end = -1
     if end!=there: raise ValueError(f'{path.parent.name}/{path.name} is truncated or damaged: {there:,} bytes, its header says {max(end, 0):,}')
-    if bad := next((v['dtype'] for v in head.values() if v['dtype'] not in BYTES), None): raise ValueError(f'{path.name} holds {bad} weights: prune first, quantise afterwards')
+    packed = next((v['dtype'] for v in head.values() if v['dtype'] not in BYTES), None)
+    if packed: raise ValueError(f'{path.name} holds {packed} weights: prune first, quantise afterwards')
     return {k: Stored(path, v['dtype'], tuple(v['shape']), 8+n+v['data_offsets'][0]) for k,v in head.items()}
 
-# %% ../nbs/04e_streaming.ipynb #0adf2b93
+# %% ../nbs/04e_streaming.ipynb #2908211a
 def weight_files(folder:Path # A checkpoint
                 )->list:     # Its safetensors files
     "The files with the weights of a checkpoint; FileNotFoundError or ValueError where it has none."
@@ -56,7 +57,8 @@ def weight_files(folder:Path # A checkpoint
     index = folder/'model.safetensors.index.json'
     try: names = sorted(set(json.loads(index.read_text())['weight_map'].values())) if index.exists() else ['model.safetensors']
     except (ValueError, KeyError): raise ValueError(f'{folder.name}/{index.name} is damaged') from None
-    if bad := next((n for n in names if not (folder/n).is_file()), None): raise FileNotFoundError(f'{folder.name} has no {bad}: weights are read from safetensors only')
+    bad = next((n for n in names if not (folder/n).is_file()), None)
+    if bad: raise FileNotFoundError(f'{folder.name} has no {bad}: weights are read from safetensors only')
     return [folder/n for n in names]
 
 # %% ../nbs/04e_streaming.ipynb #c6220dca
@@ -138,7 +140,7 @@ def _carry(src, dst):
 def _index(todo):
     return dict(metadata=dict(total_size=sum(p.size for ps in todo.values() for p in ps)), weight_map={p.name: f for f,ps in todo.items() for p in ps})
 
-# %% ../nbs/04e_streaming.ipynb #90cdec2c
+# %% ../nbs/04e_streaming.ipynb #ab8cf2b1
 def _check_disk(folder, need):
     while not folder.exists(): folder = folder.parent
     free = shutil.disk_usage(folder).free
@@ -148,7 +150,8 @@ def _written(tmp, about):
     "Bytes that this very job has written already; None where there is no such beginning."
     if not tmp.exists(): return None
     said = tmp/'job.json'
-    if not said.exists() and any(p.name[0]!='.' for p in tmp.iterdir()): raise FileExistsError(f'{tmp.name} is in the way, and no interrupted pruning: remove it')
+    if not said.exists() and any(p.name[0]!='.' for p in tmp.iterdir()):
+        raise FileExistsError(f'{tmp.name} is in the way, and no interrupted pruning: remove it')
     return sum(p.stat().st_size for p in tmp.glob('*.safetensors')) if said.exists() and said.read_text()==about else None
 
 def _start(tmp, about):
@@ -161,7 +164,7 @@ def _finish(tmp, dst, keep):
     if dst.exists(): shutil.rmtree(dst)
     os.replace(tmp, dst)
 
-# %% ../nbs/04e_streaming.ipynb #cc613e6e
+# %% ../nbs/04e_streaming.ipynb #feaeb608
 def _prepare(src, plan):
     g = ghost(src); plan = fitted(g, plan)
     config = pruned_config(g.config, g.anatomy, plan); heads = [read_head(p) for p in weight_files(src)]
@@ -180,7 +183,8 @@ def prune_checkpoint(src,        # A checkpoint folder
     "Cut a checkpoint on disk, weight by weight; whole or not at all, and taken up again after a kill."
     src,dst = Path(src), Path(dst); weight_files(src)
     if dst.exists() and not force: raise FileExistsError(f'{dst.name} exists already: choose another folder or say force=True')
-    if src.resolve() in (dst.resolve(), *dst.resolve().parents): raise ValueError(f'{dst.name} lies inside {src.name}, which is only read: choose another folder')
+    if src.resolve() in (dst.resolve(), *dst.resolve().parents):
+        raise ValueError(f'{dst.name} lies inside {src.name}, which is only read: choose another folder')
     new,config,todo = _prepare(src, plan)
     files = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in weight_files(src)]
     about = hashlib.sha256(json.dumps([plan.to_json(), files]).encode()).hexdigest()

@@ -19,8 +19,9 @@ from .plans import Plan, account, check_ratio, compose, make_plan, nearest_block
 from .streaming import prune_checkpoint, read_head, weight_files
 from .widths import is_mixed, mixed_widths
 
-# %% ../nbs/05_surgery.ipynb #191eb738
-_all_ = ['Plan', 'account', 'apply_plan', 'check_ratio', 'compose', 'make_plan', 'nearest_blocks', 'plan_card', 'plan_of', 'prune_checkpoint', 'sizes'] # of `plans`, `cutting`, `streaming`, and wanted here as well
+# %% ../nbs/05_surgery.ipynb #b5a38617
+_all_ = ['Plan', 'account', 'apply_plan', 'check_ratio', 'compose', 'make_plan', 'nearest_blocks', 'plan_card', 'plan_of', 'prune_checkpoint',
+    'sizes'] # of `plans`, `cutting` and `streaming`, and wanted here as well
 
 # %% ../nbs/05_surgery.ipynb #562ff8eb
 def says(lvlm:LVLM,    # Any model
@@ -32,7 +33,7 @@ def says(lvlm:LVLM,    # Any model
     out = lvlm.model.generate(**batch, max_new_tokens=n, min_new_tokens=n, do_sample=False, use_cache=cache)
     return out[:, batch['input_ids'].shape[1]:]
 
-# %% ../nbs/05_surgery.ipynb #c282f630
+# %% ../nbs/05_surgery.ipynb #814e652b
 def plot_meter(plan:Plan, # What stays
                ax=None    # Axes to draw on
               ):
@@ -43,7 +44,8 @@ def plot_meter(plan:Plan, # What stays
     parts = (('goes', gone, 'white'), ('stays of the LM', lm-gone, COLORS['layer']), ('vision and projector', rest, COLORS['image'])); left = 0
     for label,n,c in parts: ax.barh(0, n/M, left=left/M, color=c, edgecolor='#333333', lw=.7, label=f'{label}: {n/M:,.2f} {"B" if M==1e9 else "M"}'); left += n
     ax.plot([plan.asked*lm/M]*2, [-.55, .55], color=COLORS['width'], lw=2, label=f'asked: {plan.asked:.1%}, realised: {plan.realised["lm"]:.1%} of the LM')
-    ax.set(yticks=[], xlim=(0, s['total']/M), xlabel=f'parameters in {"billions" if M==1e9 else "millions"}'); ax.grid(False); ax.spines['left'].set_visible(False)
+    ax.set(yticks=[], xlim=(0, s['total']/M), xlabel=f'parameters in {"billions" if M==1e9 else "millions"}')
+    ax.grid(False); ax.spines['left'].set_visible(False)
     ax.legend(ncols=2, loc='lower center', bbox_to_anchor=(.5, 1), handlelength=1, columnspacing=1, fontsize=7.5)
     return ax
 
@@ -74,7 +76,7 @@ def _stock(folder, dtype, want):
     m = load(); gap = (m(**_probe(m)).logits-want).abs().max().item()
     return 'stock transformers gives the same logits', gap==0, f'largest difference {gap:.1g}'
 
-# %% ../nbs/05_surgery.ipynb #b457f043
+# %% ../nbs/05_surgery.ipynb #7b262172
 def _shapes(lvlm):
     "Whether config, numbers and widths are right: (name, passed, detail)."
     text,n = lvlm.config.get_text_config(), len(lvlm.blocks)
@@ -82,7 +84,8 @@ def _shapes(lvlm):
     yield 'blocks are numbered 0, 1, 2, ...', sorted(set(idx))==list(range(n)), f'{n} blocks'
     yield 'the config says how many blocks there are', text.num_hidden_layers==n, ''
     s = sizes(lvlm); w = s['channels'] if isinstance(s['channels'], list) else [s['channels']]
-    yield 'MLP widths are aligned', all(c%8==0 or c<2048 for c in w), f'{min(w):,} to {max(w):,}, multiples of {next(m for m in (256, 64, 32, 8, 1) if not any(c%m for c in w))}'
+    of = next(m for m in (256, 64, 32, 8, 1) if not any(c%m for c in w))
+    yield 'MLP widths are aligned', all(c%8==0 or c<2048 for c in w), f'{min(w):,} to {max(w):,}, multiples of {of}'
     if lvlm.plan: n = s['total']; yield 'the plan accounts for every parameter', n==lvlm.plan['left']['parameters'], f'{n:,}'
 
 @torch.inference_mode()

@@ -7,13 +7,13 @@ __all__ = ['FEW', 'HOW', 'FORMS', 'drop_lowest', 'legal_widths', 'solve', 'step_
            'picture', 'kept_line', 'plot_kept_heads', 'plot_kept_channels', 'advantage', 'paper_advantage', 'by_form',
            'plot_forms', 'width_card']
 
-# %% ../nbs/07_width_pruning.ipynb #1a39972b
+# %% ../nbs/07_width_pruning.ipynb #a6a2e099
 from dataclasses import replace
 import numpy as np
 import pandas as pd
 from .core import COLORS
-from .layer_pruning import NINE, abilities, layer_plan, measured_near, paper_curve, plot_strip
-from .plans import Plan, account, check_miss, check_ratio, make_plan, per_block
+from .layer_pruning import abilities, layer_plan, measured_near, paper_abilities
+from .plans import Plan, check_miss, check_ratio, make_plan, per_block
 from .surgery import plot_meter
 
 # %% ../nbs/07_width_pruning.ipynb #77a0cfb1
@@ -26,13 +26,14 @@ def drop_lowest(score_N, # A score a group
     gone[np.flatnonzero(score_N==at)[:k-gone.sum()]] = True
     return np.flatnonzero(~gone)
 
-# %% ../nbs/07_width_pruning.ipynb #588f783d
+# %% ../nbs/07_width_pruning.ipynb #64178677
 def legal_widths(n:int,        # Channels of a block
                  multiple=None # Widths are multiples of this; None: 64 from 2,048 channels on, else 1
                 )->list:       # Widths that may stay, the whole first
     "The widths that an MLP may be cut to."
     m = multiple if multiple is not None else 64 if n>=2048 else 1
-    if isinstance(m, bool) or not isinstance(m, (int, np.integer)) or not 1<=m<=n: raise ValueError(f'multiple is a whole number from 1 to {n:,}, not {multiple!r}')
+    whole = isinstance(m, (int, np.integer)) and not isinstance(m, bool)
+    if not (whole and 1<=m<=n): raise ValueError(f'multiple is a whole number from 1 to {n:,}, not {multiple!r}')
     return [n, *(w for w in range(n//m*m, 0, -m) if w<n)]
 
 # %% ../nbs/07_width_pruning.ipynb #093017ff
@@ -87,7 +88,7 @@ def _region(sizes, window, within):
     if not cut: raise ValueError('no block of the window stays in the plan given')
     return stay, cut
 
-# %% ../nbs/07_width_pruning.ipynb #959d3180
+# %% ../nbs/07_width_pruning.ipynb #737547c2
 def _steps(n, b, how, cost=None, sizes=None):
     "Parameters, in units of one group, that go at each step: of all blocks alike, or in the order of cost."
     if how=='uniform': return b*np.asarray(n, dtype=float)
@@ -95,10 +96,27 @@ def _steps(n, b, how, cost=None, sizes=None):
 
 def _gone(how, i, steps, b, cost): return [steps[i]]*b if how=='uniform' else [steps[k] for k in spread(cost, i)]
 
-def _notes(sizes, split): return (f'A block has only {sizes["heads"]} KV groups, too few to cut some of them evenly: channels alone are pruned.',) if split is None and sizes['heads']<=FEW else ()
-
-# %% ../nbs/07_width_pruning.ipynb #91f4be6b
+# %% ../nbs/07_width_pruning.ipynb #e83fb9c8
 HOW = ('uniform', 'global')
+def _check(sizes, how, split):
+    if how not in HOW: raise ValueError(f'widths are chosen {" or ".join(HOW)}, not {how!r}')
+    if split is not None and not (isinstance(split, (int, float)) and 0<=split<=1): raise ValueError(f'split is a part from 0 to 1, not {split!r}')
+    if isinstance(sizes['heads'], list) or isinstance(sizes['channels'], list):
+        raise ValueError('the blocks of this model differ in width already: prune the original')
+
+def _legal(sizes, split, multiple, counts):
+    "How many groups and channels are gone from a block after each legal step, and what should be known of it."
+    H,F = sizes['heads'], sizes['channels']; few = split is None and H<=FEW
+    groups = [h for h in range(H, 0, -1) if h==H or not (few or split==0) and (counts is None or h in counts)]
+    note = f'A block has only {H} KV groups, too few to cut some of them evenly: channels alone are pruned.'
+    return [H-np.array(groups), F-np.array(legal_widths(F, multiple) if split!=1 else [F])], (note,)*few
+
+def _want(sizes, target, split):
+    "Parameters that KV groups should give."
+    a,b = sizes['heads']*sizes['head'], sizes['channels']*sizes['channel']
+    return target*a/(a+b) if split is None else target*split
+
+# %% ../nbs/07_width_pruning.ipynb #cbff859a
 def width_plan(scores,         # Of the original, with KV groups and channels
                ratio:float,    # Share of the LM's parameters to remove
                criterion=None, # Name of a stored criterion; None: 'taylor', or the first there is
@@ -111,23 +129,19 @@ def width_plan(scores,         # Of the original, with KV groups and channels
                counts=None     # Numbers of KV groups that may stay in a block; None: any
               )->Plan:
     "The plan that makes blocks narrower and comes nearest to `ratio`."
-    ratio,sizes = check_ratio(ratio), scores.meta['sizes']; name,heads,channels = _criterion(scores, criterion); H,F = sizes['heads'], sizes['channels']
-    if how not in HOW: raise ValueError(f'widths are chosen {" or ".join(HOW)}, not {how!r}')
-    if split is not None and not (isinstance(split, (int, float)) and 0<=split<=1): raise ValueError(f'split is a part from 0 to 1, not {split!r}')
-    if isinstance(H, list) or isinstance(F, list): raise ValueError('the blocks of this model differ in width already: prune the original')
+    ratio,sizes = check_ratio(ratio), scores.meta['sizes']; name,*ranks = _criterion(scores, criterion); _check(sizes, how, split)
     stay,cut = _region(sizes, window, within); B,lm = len(cut), sizes['lm']
     target = ratio*lm - sum(n for i,n in enumerate(sizes['blocks']) if i not in stay)
     if target<=0: raise ValueError(f'the plan given removes {within.realised["lm"]:.1%} already, and {ratio:.1%} are asked')
-    few = split is None and H<=FEW; left = [h for h in range(H, 0, -1) if h==H or not (few or split==0) and (counts is None or h in counts)]
-    n = [H-np.array(left), F-np.array(legal_widths(F, multiple) if split!=1 else [F])]
-    cost = [step_scores(s[cut], k) for s,k in zip((heads, channels), n)] if how=='global' else [None, None]
-    P = [sizes[k]*_steps(k_n, B, how, c) for k,k_n,c in zip(('head', 'channel'), n, cost)]
-    want = split*target if split is not None else target*H*sizes['head']/(H*sizes['head']+F*sizes['channel'])
-    i,j = solve(target, *P, want)
-    check_miss(ratio, [(ratio*lm-target+P[0][i]+P[1][k])/lm for k in range(max(0, j-1), min(len(P[1]), j+2))], tolerance, 'width')
-    kept = [{b: drop_lowest(s[b], g) for b,g in zip(cut, _gone(how, at, k, B, c))} for s,at,k,c in zip((heads, channels), (i, j), n, cost)]
-    method = ', then '.join([*([within.method] if within else []), f'width ({name}, {how}{"" if window is None else f", blocks {cut[0]} to {cut[-1]}"})'])
-    return make_plan(sizes, stay, ratio, *kept, method=method, model=scores.meta.get('model', ''), notes=_notes(sizes, split))
+    steps,notes = _legal(sizes, split, multiple, counts)
+    cost = [step_scores(s[cut], n) if how=='global' else None for s,n in zip(ranks, steps)]
+    heads,channels = (sizes[k]*_steps(n, B, how, c) for k,n,c in zip(('head', 'channel'), steps, cost))
+    i,j = solve(target, heads, channels, _want(sizes, target, split))
+    check_miss(ratio, ratio+(heads[i]+channels[max(0, j-1):j+2]-target)/lm, tolerance, 'width')
+    kept = [{b: drop_lowest(s[b], g) for b,g in zip(cut, _gone(how, at, n, B, c))} for s,at,n,c in zip(ranks, (i, j), steps, cost)]
+    where = '' if window is None else f', blocks {cut[0]} to {cut[-1]}'
+    method = (f'{within.method}, then ' if within else '') + f'width ({name}, {how}{where})'
+    return make_plan(sizes, stay, ratio, *kept, method=method, model=scores.meta.get('model', ''), notes=notes)
 
 # %% ../nbs/07_width_pruning.ipynb #18ae9949
 def same_size(scores,      # With blocks, KV groups and channels
@@ -184,7 +198,7 @@ def plot_kept_channels(scores,    # With channels
     ax.set(xlabel='block', ylabel='channels by score, % of all', title='Channels: above the line stays', ylim=(0, 100)); ax.grid(False)
     return ax
 
-# %% ../nbs/07_width_pruning.ipynb #09b3fbc3
+# %% ../nbs/07_width_pruning.ipynb #e1027c12
 def advantage(width,   # `load('width_pruning')`
               layer,   # `load('layer_pruning')`
               model:str # Study model
@@ -195,11 +209,9 @@ def advantage(width,   # `load('width_pruning')`
 def paper_advantage(family:str # As in the paper's table
                    )->pd.DataFrame:
     "The same from the paper's Table 2."
-    of = lambda m: pd.DataFrame({b: paper_curve(family, m, b) for b in NINE}).assign(AVG=paper_curve(family, m))
-    d = of('width')-of('layer'); d.index = d.index/100
-    return d
+    return paper_abilities(family, 'width')-paper_abilities(family, 'layer')
 
-# %% ../nbs/07_width_pruning.ipynb #ef0fd52a
+# %% ../nbs/07_width_pruning.ipynb #f3adff49
 FORMS = {'multiple choice':['MMMU', 'SQA', 'AI2D'], 'yes or no':['POPE', 'MME-C', 'MME-P'], 'free form':['MathVista', 'DocVQA', 'GQA']}
 def by_form(gap # From `advantage` or `paper_advantage`
            )->pd.DataFrame: # Columns are the forms
@@ -215,10 +227,11 @@ def plot_forms(gaps:dict, # Label -> `by_form`; those of the paper are named so 
         for b,(r,row) in enumerate(g.iterrows()):
             x = np.arange(len(FORMS))-.4+w*(a*n+b+.5); paper = 'paper' in label
             ax.bar(x, row, w, color=COLORS['paper'] if paper else COLORS['width'], alpha=.35+.2*b, label=f'{label}' if b==len(g)-1 else None)
-    ax.axhline(0, color='#333333', lw=.8); ax.set(xticks=range(len(FORMS)), xticklabels=FORMS, ylabel='width minus layers, points'); ax.grid(axis='x'); ax.legend(fontsize=6.5, loc='upper left')
+    ax.axhline(0, color='#333333', lw=.8); ax.set(xticks=range(len(FORMS)), xticklabels=FORMS, ylabel='width minus layers, points')
+    ax.grid(axis='x'); ax.legend(fontsize=6.5, loc='upper left')
     return ax
 
-# %% ../nbs/07_width_pruning.ipynb #9dd1df53
+# %% ../nbs/07_width_pruning.ipynb #763d409f
 def width_card(scores,        # With KV groups and channels
                ratio:float,   # Share of the LM's parameters to remove
                criterion=None, # Name of a stored criterion
@@ -228,8 +241,9 @@ def width_card(scores,        # With KV groups and channels
     "Draw what a ratio means for widths: what stays, the meter, and retention measured nearby."
     import matplotlib.pyplot as plt
     p = width_plan(scores, ratio, criterion, how); c = _criterion(scores, criterion)[0]
-    fig = plt.figure(figsize=(6.6,3.9)); a,b,m = (fig.add_subplot(s) for s in (lambda g: (g[0,0], g[0,1], g[1,:]))(fig.add_gridspec(2, 2, height_ratios=(3.2, .7))))
-    plot_kept_heads(scores, p, c, a); plot_kept_channels(scores, p, c, b); plot_meter(p, m)
+    fig,axs = plt.subplot_mosaic([['heads', 'channels'], ['meter', 'meter']], figsize=(6.6,3.9), height_ratios=(3.2, .7))
+    plot_kept_heads(scores, p, c, axs['heads']); plot_kept_channels(scores, p, c, axs['channels']); plot_meter(p, axs['meter'])
     near = measured_near(results, scores.meta.get('model', ''), ratio, 'width', c) if results is not None else ''
-    fig.suptitle('\n'.join(x for x in (f'{p.method}: {p.widths[0][0] if p.uniform else "mixed"} KV groups, {p.widths[0][1] if p.uniform else "mixed"} channels a block', near, *p.notes) if x), fontsize=8.5)
+    h,n = p.widths[0] if p.uniform else ('mixed', 'mixed')
+    fig.suptitle('\n'.join(x for x in (f'{p.method}: {h} KV groups, {n} channels a block', near, *p.notes) if x), fontsize=8.5)
     return fig

@@ -72,7 +72,7 @@ def _set_widths(text, widths, head_dim):
     for k,v in zip(WIDTHS, max(widths, key=widths.count)): setattr(text, k, v)
     if len(set(widths))>1: text.per_layer_config = {i: dict(zip(WIDTHS, w)) for i,w in enumerate(widths)}
 
-# %% ../nbs/00c_widths.ipynb #5153933f
+# %% ../nbs/00c_widths.ipynb #40c3394c
 def _replace(config, old, new):
     if config is old: return new
     for k in config.sub_configs:
@@ -90,5 +90,6 @@ def cut_config(config:PreTrainedConfig, # Of the original
     _set_depth(text, blocks); _set_widths(text, [tuple(map(int, w)) for w in widths], head_dim)
     said = refusal(text); twin = mistral_twin(text) if said else text
     if text is not twin and twin is not None and is_mixed(text): twin.per_layer_config = text.to_dict()['per_layer_config']
-    if twin is None or refusal(twin): raise ValueError(f'a {text.model_type} config cannot hold these widths ({said.split(". ")[0][:120]}): keep all heads and prune channels alone')
+    if twin is None or refusal(twin):
+        raise ValueError(f'a {text.model_type} config cannot hold these widths ({said.split(". ")[0][:120]}): keep all heads and prune channels alone')
     return _replace(new, text, twin)

@@ -1,5 +1,6 @@
 "Pruning a folder on disk: the same weights as surgery in memory, whole or not at all when it is killed, and clear words for bad input."
-import hashlib, json, os, random, shutil, signal, time
+import copy, hashlib, json, os, random, shutil, signal, time
+from pathlib import Path
 import numpy as np
 import pytest
 import torch
@@ -51,9 +52,11 @@ def test_it_is_what_surgery_in_memory_gives(models, folders, tmp_path, name, kin
 
 def test_what_is_carried_and_what_is_not(models, folders, tmp_path):
     dst = prune_checkpoint(folders/'phi'/'many', tmp_path/'dst', made(models['phi'], 'widths')); files = {p.name for p in dst.iterdir()}
-    assert {'tokenizer_config.json', 'chat_template.jinja', 'generation_config.json', 'plan.json', 'README.md', 'config.json'}<=files and not {'old.bin', 'code.py', 'job.json'}&files
+    assert {'tokenizer_config.json', 'chat_template.jinja', 'generation_config.json', 'plan.json', 'README.md', 'config.json'}<=files
+    assert not {'old.bin', 'code.py', 'job.json'} & files
     index = json.loads((dst/'model.safetensors.index.json').read_text())
-    assert set(index['weight_map'].values())=={p.name for p in dst.glob('*.safetensors')} and index['metadata']['total_size']==sum(t.nbytes for t in read(dst).values())
+    assert set(index['weight_map'].values())=={p.name for p in dst.glob('*.safetensors')}
+    assert index['metadata']['total_size']==sum(t.nbytes for t in read(dst).values())
     assert all(index['weight_map'][k]==p.name for p in dst.glob('*.safetensors') for k in load_file(p)) and not list(tmp_path.glob('*.partial'))
 
 def test_files_that_lose_all_their_weights_are_left_out(models, folders, tmp_path):
@@ -62,7 +65,6 @@ def test_files_that_lose_all_their_weights_are_left_out(models, folders, tmp_pat
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16, torch.float64])
 def test_numbers_are_moved_and_not_computed_with(models, tmp_path, dtype):
-    import copy
     m = copy.deepcopy(models['gqa'].model).to(dtype); m.save_pretrained(tmp_path/'src'); plan = made(models['gqa'], 'combined')
     a,b = read(prune_checkpoint(tmp_path/'src', tmp_path/'dst', plan)), apply_plan(LVLM(m), plan).model
     assert {v.dtype for v in a.values()}=={dtype} and json.loads((tmp_path/'dst'/'config.json').read_text())['dtype']==str(dtype).split('.')[1]
@@ -149,8 +151,10 @@ def full_disk(m, src, d, mp):
 def taken(m, src, d, mp): (d/'dst').mkdir(); prune_checkpoint(src, d/'dst', Plan.of(m))
 def in_the_way(m, src, d, mp): (d/'dst.partial').mkdir(); (d/'dst.partial'/'thesis.txt').write_text('mine'); prune_checkpoint(src, d/'dst', Plan.of(m))
 
-def copied(src, d): return __import__('pathlib').Path(shutil.copytree(src, d/'src'))
-def truncated(m, src, d, mp): p = sorted(copied(src, d).glob('*.safetensors'))[1]; p.write_bytes(p.read_bytes()[:-5]); prune_checkpoint(d/'src', d/'dst', Plan.of(m))
+def copied(src, d): return Path(shutil.copytree(src, d/'src'))
+def truncated(m, src, d, mp):
+    p = sorted(copied(src, d).glob('*.safetensors'))[1]; p.write_bytes(p.read_bytes()[:-5])
+    prune_checkpoint(d/'src', d/'dst', Plan.of(m))
 def shard_missing(m, src, d, mp): sorted(copied(src, d).glob('*.safetensors'))[1].unlink(); prune_checkpoint(d/'src', d/'dst', Plan.of(m))
 def bad_index(m, src, d, mp): (copied(src, d)/'model.safetensors.index.json').write_text('{'); prune_checkpoint(d/'src', d/'dst', Plan.of(m))
 def no_config(m, src, d, mp): (copied(src, d)/'config.json').unlink(); prune_checkpoint(d/'src', d/'dst', Plan.of(m))
@@ -158,8 +162,15 @@ def no_blocks(m, src, d, mp):
     for p in copied(src, d).glob('*.safetensors'): save_file({k.replace('o_proj', 'oh_proj'): v for k,v in load_file(p).items()}, p)
     prune_checkpoint(d/'src', d/'dst', Plan.of(m))
 
-BAD = dict(full_disk=(full_disk, 'free on the disk'), taken=(taken, 'dst exists already'), in_the_way=(in_the_way, 'dst.partial is in the way'), truncated=(truncated, 'truncated'), shard_missing=(shard_missing, 'safetensors only'),
-    bad_index=(bad_index, 'index.json is damaged'), no_config=(no_config, 'no config.json'), no_blocks=(no_blocks, 'not to be found'),
+BAD = dict(
+    full_disk=(full_disk, 'free on the disk'),
+    taken=(taken, 'dst exists already'),
+    in_the_way=(in_the_way, 'dst.partial is in the way'),
+    truncated=(truncated, 'truncated'),
+    shard_missing=(shard_missing, 'safetensors only'),
+    bad_index=(bad_index, 'index.json is damaged'),
+    no_config=(no_config, 'no config.json'),
+    no_blocks=(no_blocks, 'not to be found'),
     nowhere=(lambda m, src, d, mp: prune_checkpoint(d/'nowhere', d/'dst', Plan.of(m)), 'no checkpoint folder'),
     inside=(lambda m, src, d, mp: prune_checkpoint(src, src/'dst', Plan.of(m)), 'lies inside'),
     itself=(lambda m, src, d, mp: prune_checkpoint(src, src, Plan.of(m), force=True), 'lies inside'),
@@ -174,10 +185,12 @@ def test_bad_input_gets_one_clear_sentence_and_leaves_nothing(models, folders, t
 
 def test_a_quantised_folder_is_refused(models, folders, tmp_path):
     p = tmp_path/'src'; shutil.copytree(folders/'tied'/'one', p); t = load_file(p/'model.safetensors')
-    head = json.dumps({k: dict(dtype='F4', shape=[1], data_offsets=[0, 1]) for k in t}).encode(); (p/'model.safetensors').write_bytes(len(head).to_bytes(8, 'little')+head+b'x')
+    head = json.dumps({k: dict(dtype='F4', shape=[1], data_offsets=[0, 1]) for k in t}).encode()
+    (p/'model.safetensors').write_bytes(len(head).to_bytes(8, 'little')+head+b'x')
     with pytest.raises(ValueError, match='F4 weights: prune first'): prune_checkpoint(p, tmp_path/'dst', Plan.of(models['tied']))
 
 def test_the_blocks_are_told_from_those_of_the_eye(folders):
     for name in zoo.BUILD:
-        stored = {k: v for p in weight_files(folders/name/'many') for k,v in read_head(p).items()}; prefix = disk_prefix(stored, ghost(folders/name/'many').anatomy)
+        stored = {k: v for p in weight_files(folders/name/'many') for k,v in read_head(p).items()}
+        prefix = disk_prefix(stored, ghost(folders/name/'many').anatomy)
         assert 'vision' not in prefix and {k for k in stored if k.startswith(prefix)}

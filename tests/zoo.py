@@ -9,8 +9,13 @@ LM = dict(vocab_size=64, hidden_size=64, intermediate_size=96, num_hidden_layers
     bos_token_id=1, eos_token_id=2, pad_token_id=0, initializer_range=.2)
 LONG = dict(rope_type='longrope', rope_theta=1e4, short_factor=[1.+i/10 for i in range(4)], long_factor=[2.+i for i in range(4)])
 
-def llava(text, vision=None, **kw): return LlavaForConditionalGeneration(LlavaConfig(vision_config=vision or CLIPVisionConfig(**EYE), text_config=text, image_token_id=3, image_seq_length=4, **kw))
-def internvl(text): return InternVLForConditionalGeneration(InternVLConfig(vision_config=InternVLVisionConfig(**EYE), text_config=text, image_token_id=3, image_seq_length=1, tie_word_embeddings=False))
+def llava(text, vision=None, **kw):
+    vision = vision or CLIPVisionConfig(**EYE)
+    return LlavaForConditionalGeneration(LlavaConfig(vision_config=vision, text_config=text, image_token_id=3, image_seq_length=4, **kw))
+
+def internvl(text):
+    c = InternVLConfig(vision_config=InternVLVisionConfig(**EYE), text_config=text, image_token_id=3, image_seq_length=1, tie_word_embeddings=False)
+    return InternVLForConditionalGeneration(c)
 
 BUILD = dict(
     mha=lambda: llava(LlamaConfig(**LM)),
