@@ -83,13 +83,15 @@ def disk_prefix(stored:dict, # Name -> Stored
     if len(hits)!=1: raise ValueError(f'the decoder blocks are not to be found among {len(stored)} weights such as {next(iter(stored), "none")}')
     return hits[0]
 
-# %% ../nbs/04e_streaming.ipynb #ab4aa092
+# %% ../nbs/04e_streaming.ipynb #b6423b15
 def ghost(folder # A checkpoint
          )->LVLM: # Without weights, processor or tokenizer
     "The model of a folder as its config describes it, on the meta device."
-    config = AutoConfig.from_pretrained(folder)
+    name = Path(folder).name
+    try: config = AutoConfig.from_pretrained(folder)
+    except ValueError: raise ValueError(f'{name}: its config.json is not one that transformers knows; load it with load_lvlm and save it first') from None
     auto = AutoModelForImageTextToText if hasattr(config, 'vision_config') else AutoModelForCausalLM
-    with mixed_widths(config), torch.device('meta'): return LVLM(auto.from_config(config), name=Path(folder).name)
+    with mixed_widths(config), torch.device('meta'): return LVLM(auto.from_config(config), name=name)
 
 # %% ../nbs/04e_streaming.ipynb #fde57fda
 @dataclass(frozen=True)
