@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from transformers import AttentionInterface, CLIPImageProcessorPil, LlavaForConditionalGeneration, LlavaProcessor, PreTrainedTokenizerFast
 from .core import COLORS, atomic, cache_dir, environment, seed_all
 from .data import encode, expand_images
-from .models import LVLM, STUDY_MODELS, llava_config, save_lvlm
+from .models import LVLM, STUDY_MODELS, find_anatomy, llava_config, save_lvlm
 from .pictures import CELL_NAMES, COLORS as PAINTS, GRID, MAKERS, SHAPES, Picture, cell_labels, draw, only, shapes
 from .suite import (QA, ask_basic, ask_diagram, ask_object, ask_page, ask_relation, chat, conversation, openly, plural,
     training_picture, training_pictures)
@@ -36,16 +36,19 @@ TEMPLATE = ("{% for m in messages %}{% if m['role']=='user' %}USER: {% if m['con
 # %% ../nbs/03a_pretraining.ipynb #06416ce1
 def train_tokenizer(texts:list,    # What it shall write well
                     vocab:int=1024, # Size at most
-                    template:str=TEMPLATE # Chat template
+                    template:str=TEMPLATE, # Chat template
+                    eos:str='</s>', # Ends an answer
+                    extra=('<image>',) # More special tokens: names of them, or {role: name}
                    )->PreTrainedTokenizerFast:
-    "A byte-level BPE tokenizer with `<image>` and a chat template."
+    "A byte-level BPE tokenizer with its special tokens and a chat template."
+    named = extra.values() if isinstance(extra, dict) else extra
     tk = Tokenizer(models.BPE())
     tk.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)])
     tk.decoder = decoders.ByteLevel()
-    tk.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=vocab, special_tokens=['<pad>', '<s>', '</s>', '<image>'],
+    tk.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=vocab, special_tokens=list(dict.fromkeys(['<pad>', '<s>', eos, *named])),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
-    return PreTrainedTokenizerFast(tokenizer_object=tk, pad_token='<pad>', bos_token='<s>', eos_token='</s>', extra_special_tokens=['<image>'],
-        chat_template=template, model_max_length=1024, clean_up_tokenization_spaces=False)
+    return PreTrainedTokenizerFast(tokenizer_object=tk, pad_token='<pad>', bos_token='<s>', eos_token=eos,
+        extra_special_tokens=extra if isinstance(extra, dict) else list(extra), chat_template=template, model_max_length=1024, clean_up_tokenization_spaces=False)
 
 def question_texts(n:int=3000 # Pictures to ask about
                   )->list:
@@ -53,14 +56,16 @@ def question_texts(n:int=3000 # Pictures to ask about
     return [t for _,qs in training_pictures('train', n) for q in qs for t in (f'USER: {q.prompt()} ASSISTANT: {q.reply()}', f'USER: <image>\n{q.prompt()}')]
 
 # %% ../nbs/03a_pretraining.ipynb #8fc25a7f
-def ready_for_learning(model # A LLaVA with random weights; changed in place
+def ready_for_learning(model # An LVLM with random weights; changed in place
                       ):
     "In place: words larger than what a block adds to them, queries that look for their like."
+    a = find_anatomy(model); Q,K = a.heads*a.head_dim, a.kv_heads*a.head_dim
     with torch.no_grad():
         model.get_input_embeddings().weight.div_(model.get_input_embeddings().weight.std())
-        for b in model.model.language_model.layers:
-            for w in (b.self_attn.o_proj.weight, b.mlp.down_proj.weight): w.mul_((2*len(model.model.language_model.layers))**-.5)
-            b.self_attn.k_proj.weight.copy_(b.self_attn.q_proj.weight[:b.self_attn.k_proj.weight.shape[0]])
+        for b in model.get_submodule(a.blocks):
+            for path in (a.attn['o'], a.mlp['down']): b.get_submodule(path).weight.mul_((2*a.depth)**-.5)
+            q,k = (b.get_submodule(a.attn[r]).weight for r in ('qk' if 'q' in a.attn else ('qkv', 'qkv')))
+            (k if 'k' in a.attn else k[Q:Q+K]).copy_(q[:K])
 
 # %% ../nbs/03a_pretraining.ipynb #e57dd23d
 def build_llava(seed:int=0, # Of the random weights
@@ -83,8 +88,10 @@ STUDY = {'tiny-llava': build_llava}
 def patch_features(lvlm:LVLM, # Whose encoder looks
                    px         # Pixels: (B, 3, 80, 80)
                   ):
-    "Features as the projector gets them: (B, 25, width of the encoder)."
-    return lvlm.part('vision')(px, output_hidden_states=True).hidden_states[lvlm.config.vision_feature_layer][:, 1:]
+    "Features as the projector gets them: (B, 25, width that it reads)."
+    got = []
+    with lvlm.part('projector').register_forward_pre_hook(lambda _,args: got.append(args[0])): lvlm.model.model.get_image_features(px)
+    return got[0]
 
 def as_pixels(lvlm:LVLM,  # Whose processor says how to normalise
               images:list # Drawn pictures, PIL or arrays

@@ -241,7 +241,8 @@ def second_course(lvlm:LVLM,          # Changed in place
                   steps:int=3200,     # A multiple of 4
                   batch:int=12,       # Pictures a step
                   lr:float=3e-3,      # Peak of the learning rate of the blocks
-                  save_every:int=200  # Steps between checkpoints, a multiple of 4
+                  save_every:int=200, # Steps between checkpoints, a multiple of 4
+                  pick=next_kinds     # Says what is asked next
                  )->list:             # Loss of each step
     "Train projector and language model on what they still get wrong."
     lvlm.part('vision').requires_grad_(False); lvlm.model.train(); lvlm.part('lm').set_attn_implementation('packed')
@@ -251,7 +252,7 @@ def second_course(lvlm:LVLM,          # Changed in place
         state = torch.load(path, weights_only=True); step,log,heard = (state[k] for k in ('step', 'log', 'heard')); lvlm.model.load_state_dict(state['model'])
         for o,s in zip(opts, state['opts']): o.load_state_dict(s)
     while step<steps:
-        rng = random.Random(f'{step}'); found = [(k, sample(lvlm, k, rng)) for k in next_kinds(rng, 4*batch, step, steps, heard)]
+        rng = random.Random(f'{step}'); found = [(k, sample(lvlm, k, rng)) for k in pick(rng, 4*batch, step, steps, heard)]
         found.sort(key=lambda x: len(x[1][1])); four = [found[j:j+batch] for j in range(0, len(found), batch)]; rng.shuffle(four)
         for b in four:
             loss,each = _take_step(lvlm, opts, b, rate(step, steps, 40)); step += 1; log.append(loss)
