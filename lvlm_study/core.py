@@ -21,6 +21,7 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import torch
+from filelock import FileLock
 from matplotlib.figure import Figure
 
 # %% ../nbs/00_core.ipynb #838f7ffe
@@ -94,11 +95,12 @@ def _round(x):
 
 def write_row(row:dict # With 'key' and 'run'
              )->dict:  # As stored
-    "Add or replace one row."
-    row = _round(row)
-    rows = read_rows(row['run']['experiment']) | {row['key']: row}
-    with atomic(results_dir()/f"{row['run']['experiment']}.jsonl") as p:
-        p.write_text(''.join(json.dumps(rows[k], sort_keys=True)+'\n' for k in sorted(rows)))
+    "Add or replace one row; several processes may do so at once."
+    row,path = _round(row), results_dir()/f"{row['run']['experiment']}.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(cache_dir('locks')/f'{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:10]}.lock'):
+        rows = read_rows(row['run']['experiment']) | {row['key']: row}
+        with atomic(path) as p: p.write_text(''.join(json.dumps(rows[k], sort_keys=True)+'\n' for k in sorted(rows)))
     return row
 
 # %% ../nbs/00_core.ipynb #41566850

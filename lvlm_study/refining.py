@@ -238,11 +238,12 @@ def _take_step(lvlm, opts, batch, share):
 # %% ../nbs/03g_refining.ipynb #d27d047d
 def second_course(lvlm:LVLM,          # Changed in place
                   name:str,           # Names the checkpoint, from which a killed run goes on
-                  steps:int=3200,     # A multiple of 4
+                  steps:int=3200,     # The course is planned for so many, a multiple of 4
                   batch:int=12,       # Pictures a step
                   lr:float=3e-3,      # Peak of the learning rate of the blocks
                   save_every:int=200, # Steps between checkpoints, a multiple of 4
-                  pick=next_kinds     # Says what is asked next
+                  pick=next_kinds,    # Says what is asked next
+                  until:int=0         # Stop here, short of the plan; 0: go to its end
                  )->list:             # Loss of each step
     "Train projector and language model on what they still get wrong."
     lvlm.part('vision').requires_grad_(False); lvlm.model.train(); lvlm.part('lm').set_attn_implementation('packed')
@@ -251,7 +252,7 @@ def second_course(lvlm:LVLM,          # Changed in place
     if path.exists():
         state = torch.load(path, weights_only=True); step,log,heard = (state[k] for k in ('step', 'log', 'heard')); lvlm.model.load_state_dict(state['model'])
         for o,s in zip(opts, state['opts']): o.load_state_dict(s)
-    while step<steps:
+    while step<(until or steps):
         rng = random.Random(f'{step}'); found = [(k, sample(lvlm, k, rng)) for k in pick(rng, 4*batch, step, steps, heard)]
         found.sort(key=lambda x: len(x[1][1])); four = [found[j:j+batch] for j in range(0, len(found), batch)]; rng.shuffle(four)
         for b in four:
