@@ -285,23 +285,22 @@ BAD_BIN = {
     'code in a pickle': (lambda p: p.write_bytes(b"cposix\nsystem\n(S'exit 1'\ntR."), 'pytorch_model-00001-of-00002.bin'),
 }
 
-def refused(folder, error, says):
-    "One sentence, and nothing else"
+def refused(folder, error):
+    "The sentence that is said; '' if there are several lines"
     with pytest.raises(error) as e: load_lvlm(folder)
-    text = str(e.value)
-    assert says in text and '\n' not in text and len(text)<2000, text
+    return '' if '\n' in str(e.value) or len(str(e.value))>2000 else str(e.value)
 
 @pytest.mark.parametrize('what', BAD)
 def test_bad_input(written, tmp_path, what):
     k,spoil,error,says = BAD[what]; source = next(f for f in written[k][1] if f.name=='shards')
     shutil.copytree(source.parent, tmp_path/k); spoil(tmp_path/k/'shards')
-    refused(tmp_path/k/'shards', error, says)
+    assert says in refused(tmp_path/k/'shards', error)
 
 @pytest.mark.parametrize('what', BAD_BIN)
 def test_bad_bin(written, tmp_path, what):
     spoil,says = BAD_BIN[what]; shutil.copytree(written['llava'][1][0].parent, tmp_path/'llava')
     spoil(tmp_path/'llava'/'published'/'pytorch_model-00001-of-00002.bin')
-    refused(tmp_path/'llava'/'published', ValueError, says)
+    assert says in refused(tmp_path/'llava'/'published', ValueError)
 
 # --- the table ----------------------------------------------------------------------------------------------------
 
