@@ -265,6 +265,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'lvlm_study.layouts._pads': ('layouts.html#_pads', 'lvlm_study/layouts.py'),
                                     'lvlm_study.layouts._pickled': ('layouts.html#_pickled', 'lvlm_study/layouts.py'),
                                     'lvlm_study.layouts._plan': ('layouts.html#_plan', 'lvlm_study/layouts.py'),
+                                    'lvlm_study.layouts._together': ('layouts.html#_together', 'lvlm_study/layouts.py'),
                                     'lvlm_study.layouts._vicuna': ('layouts.html#_vicuna', 'lvlm_study/layouts.py'),
                                     'lvlm_study.layouts.add_image_token': ('layouts.html#add_image_token', 'lvlm_study/layouts.py'),
                                     'lvlm_study.layouts.bunny_phi': ('layouts.html#bunny_phi', 'lvlm_study/layouts.py'),

@@ -108,12 +108,21 @@ def read_json(path:Path # A file
     return found
 
 # %% ../nbs/00a_layouts.ipynb #a6c2293d
+def _together(names):
+    "Sorted names; those that differ only in the number of a block as one"
+    same = {}
+    for n in names:
+        m = re.search(r'\.(\d+)\.', n)
+        same.setdefault(n.replace(m[0], '.{}.') if m else n, []).append(int(m[1]) if m else 0)
+    def span(v): return f'{v[0]}' if len(v)==1 else f'{{{v[0]}-{v[-1]}}}' if v[-1]-v[0]==len(v)-1 else f'{{{",".join(map(str, v))}}}'
+    return sorted(n.replace('.{}.', f'.{span(sorted(v))}.') for n,v in same.items())
+
 def misfit(name:str,  # Of the checkpoint
            **found    # 'missing', 'unexpected' or 'misshapen' -> list of names
           ):
     "Raise a ValueError that lists what does not fit; nothing happens if all lists are empty."
     say = lambda v: ', '.join(v[:20]) + (f' and {len(v)-20} more' if len(v)>20 else '')
-    if any(found.values()): raise ValueError(f'{name}: the weights do not fit the config: ' + '; '.join(f'{k}: {say(sorted(v))}' for k,v in found.items() if v))
+    if any(found.values()): raise ValueError(f'{name}: the weights do not fit the config: ' + '; '.join(f'{k}: {say(_together(v))}' for k,v in found.items() if v))
 
 def _by(shape): return 'x'.join(map(str, shape)) or 'a number'
 
@@ -126,7 +135,7 @@ def _plan(model, sources, extra_rows):
         for key,(shape,read) in tensors.items():
             names = native_names(key, rules)
             if names is None or any(n not in want for n in names): found['unexpected'].append(key); continue
-            share = (shape[0]//len(names), *shape[1:]) if len(names)>1 else shape
+            share = (shape[0]/len(names), *shape[1:]) if len(names)>1 else shape
             for n in names:
                 if share!=short.get(n, want[n]): found['misshapen'].append(f'{key} is {_by(shape)}, {n} is made from {_by((len(names)*want[n][0], *want[n][1:]))}')
             got |= set(names)

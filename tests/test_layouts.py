@@ -255,11 +255,13 @@ def test_answers_end_and_are_learned(loaded, k, end):
 
 def cut(path, n=300): path.write_bytes(path.read_bytes()[:-n])
 def config(folder, **kw): (folder/'config.json').write_text(json.dumps(json.loads((folder/'config.json').read_text()) | kw))
-def change(folder, **kw):
-    "Tensors of the first shard; None takes one away"
-    shard = sorted(folder.glob('*-00001-of-*.safetensors'))[0]; w = load_file(shard)
-    for k,v in kw.items(): w.pop(k, None); w |= {} if v is None else {k: v}
-    save_file(w, shard)
+def change(folder, name, t=None):
+    "Put another tensor into a shard, for the first name that ends so, or take it away"
+    for shard in sorted(folder.glob('*.safetensors')):
+        w = load_file(shard); k = next((k for k in w if k.endswith(name)), None)
+        if k is None: continue
+        w.pop(k); return save_file(w | ({} if t is None else {k: t}), shard)
+    save_file(w | {name: t}, shard)                                                         # a new one
 
 BAD = {
     'no config': ('bunny', lambda f: (f/'config.json').unlink(), FileNotFoundError, 'shards is no checkpoint: it has no config.json'),
@@ -268,10 +270,11 @@ BAD = {
     'truncated shard': ('llava', lambda f: cut(f/'model-00002-of-00002.safetensors'), ValueError, 'shards/model-00002-of-00002.safetensors is truncated or damaged: '),
     'no weights': ('llava', lambda f: [p.unlink() for p in f.glob('model*')], FileNotFoundError, 'shards has no weights: neither model.safetensors nor pytorch_model.bin'),
     'lost shard': ('llava', lambda f: (f/'model-00002-of-00002.safetensors').unlink(), FileNotFoundError, 'shards has no model-00002-of-00002.safetensors, which its index names'),
-    'a key missing': ('internvl', lambda f: change(f, **{'language_model.model.embed_tokens.weight': None}), ValueError, 'the weights do not fit the config: missing: model.language_model.embed_tokens.weight'),
-    'a key too many': ('internvl', lambda f: change(f, **{'language_model.model.layers.9.x': torch.ones(1)}), ValueError, 'unexpected: language_model.model.layers.9.x'),
-    'a key of another shape': ('internvl', lambda f: change(f, **{'language_model.model.embed_tokens.weight': torch.ones(9, 32)}), ValueError, 'misshapen: language_model.model.embed_tokens.weight is 9x32'),
-    'other sizes': ('bunny', lambda f: config(f, intermediate_size=60), ValueError, 'misshapen: model.layers.0.mlp.fc1.bias is 56, model.language_model.layers.0.mlp.fc1.bias is made from 60'),
+    'a key missing': ('internvl', lambda f: change(f, 'language_model.model.embed_tokens.weight'), ValueError, 'the weights do not fit the config: missing: model.language_model.embed_tokens.weight'),
+    'a key too many': ('internvl', lambda f: change(f, 'language_model.model.layers.9.x', torch.ones(1)), ValueError, 'unexpected: language_model.model.layers.9.x'),
+    'a key of another shape': ('internvl', lambda f: change(f, 'language_model.model.embed_tokens.weight', torch.ones(9, 32)), ValueError, 'misshapen: language_model.model.embed_tokens.weight is 9x32'),
+    'rows that are no three parts': ('internvl', lambda f: change(f, 'attn.qkv.bias', torch.ones(73)), ValueError, 'vision_model.encoder.layers.0.attn.qkv.bias is 73, model.vision_tower.encoder.layer.0.attention.k_proj.bias is made from 72'),
+    'other sizes': ('bunny', lambda f: config(f, intermediate_size=60), ValueError, 'misshapen: model.layers.{0-1}.mlp.fc1.bias is 56, model.language_model.layers.{0-1}.mlp.fc1.bias is made from 60'),
     'sizes that contradict': ('llava', lambda f: config(f, hidden_size=33), ValueError, 'shards/config.json is not consistent'),
     'an entry missing': ('bunny', lambda f: (f/'config.json').write_text(json.dumps({k: v for k,v in json.loads((f/'config.json').read_text()).items() if k!='mm_vision_tower'})), ValueError, "shards/config.json has no entry 'mm_vision_tower'"),
     'another projector': ('bunny', lambda f: config(f, mm_projector_type='ldp'), ValueError, "a projector of type 'ldp' is not known, only mlp2x_gelu"),

@@ -103,7 +103,7 @@ BAD = {
     'only a pickle': (lambda f: [(f/'model.safetensors').unlink(), torch.save({}, f/'pytorch_model.bin')], FileNotFoundError, 'weights are read from safetensors only'),
     'a key missing': (lambda f: without(f, KEY), ValueError, 'm: the weights do not fit the config: missing: model.language_model.layers.3.mlp.up_proj.weight'),
     'a key too many': (lambda f: without(f, **{'language_model.model.layers.3.mlp.router.weight': torch.ones(2)}), ValueError, 'unexpected: model.language_model.layers.3.mlp.router.weight'),
-    'wider than its weights': (lambda f: reconfigure(f, dict(intermediate_size=512)), ValueError, 'misshapen: model.language_model.layers.0.mlp.down_proj.weight is 128x384, the config says 128x512'),
+    'wider than its weights': (lambda f: reconfigure(f, dict(intermediate_size=512)), ValueError, 'misshapen: model.language_model.layers.{0-11}.mlp.down_proj.weight is 128x384, the config says 128x512'),
     'deeper than its weights': (lambda f: reconfigure(f, dict(num_hidden_layers=13)), ValueError, 'missing: model.language_model.layers.12.'),
     'flatter than its weights': (lambda f: reconfigure(f, dict(num_hidden_layers=11)), ValueError, 'unexpected: model.language_model.layers.11.'),
     'contradiction': (lambda f: reconfigure(f, dict(num_attention_heads=7)), ValueError, 'm/config.json is not consistent'),
