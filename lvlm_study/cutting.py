@@ -94,7 +94,8 @@ def hollow(config:PreTrainedConfig, # Of the model
            like=None # Class of the original
           )->PreTrainedModel: # On the meta device
     "A model without weights."
-    if like is None or not isinstance(config, like.config_class): like = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    renamed = like is None or type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and not isinstance(config, like.config_class)
+    if renamed: like = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     with mixed_widths(config), torch.device('meta'): return like(config)
 
 # %% ../nbs/04d_cutting.ipynb #4bf22634
@@ -108,6 +109,9 @@ def fill(model:PreTrainedModel,  # Without weights; filled in place
     state,learns = {}, {}
     for name,t in source.state_dict(keep_vars=True).items():
         for new,axis,rows in cutter.pieces(name): state[new] = _cut(t, axis, rows); learns[new] = t.requires_grad
+    own,by = {k: t.shape for k,t in model.state_dict().items()}, lambda shape: 'x'.join(map(str, shape))
+    bad = next((f'{k} would be {by(t.shape)}, its config makes it {by(own[k])}' for k,t in state.items() if k in own and own[k]!=t.shape), '')
+    if bad: raise ValueError(f'this model cannot be cut like that: {bad}')
     try: model.load_state_dict(state, assign=True)
     except RuntimeError as e: raise ValueError(f'this model cannot be cut like that: {str(e).strip().splitlines()[-1].strip()}') from None
     for name,b in source.named_buffers():

@@ -101,16 +101,28 @@ def open_checkpoint(folder # Of the files
 def read_json(path:Path # A file
              )->dict:   # What it holds
     "A JSON file; ValueError where it is none."
-    try: return json.loads(Path(path).read_text(encoding='utf-8'))
-    except ValueError as e: raise ValueError(f'{Path(path).parent.name}/{Path(path).name} is no JSON: {e}') from None
+    path = Path(path)
+    try: found = json.loads(path.read_text(encoding='utf-8'))
+    except ValueError as e: raise ValueError(f'{path.parent.name}/{path.name} is no JSON: {e}') from None
+    if not isinstance(found, dict): raise ValueError(f'{path.parent.name}/{path.name} holds a {type(found).__name__}, not names and values')
+    return found
 
 # %% ../nbs/00a_layouts.ipynb #a6c2293d
+def _together(names):
+    "Sorted names; those that differ only in the number of a block as one"
+    same = {}
+    for n in names:
+        m = re.search(r'\.(\d+)\.', n)
+        same.setdefault(n.replace(m[0], '.{}.') if m else n, []).append(int(m[1]) if m else 0)
+    def span(v): return f'{v[0]}' if len(v)==1 else f'{{{v[0]}-{v[-1]}}}' if v[-1]-v[0]==len(v)-1 else f'{{{",".join(map(str, v))}}}'
+    return sorted(n.replace('.{}.', f'.{span(sorted(v))}.') for n,v in same.items())
+
 def misfit(name:str,  # Of the checkpoint
            **found    # 'missing', 'unexpected' or 'misshapen' -> list of names
           ):
     "Raise a ValueError that lists what does not fit; nothing happens if all lists are empty."
     say = lambda v: ', '.join(v[:20]) + (f' and {len(v)-20} more' if len(v)>20 else '')
-    if any(found.values()): raise ValueError(f'{name}: the weights do not fit the config: ' + '; '.join(f'{k}: {say(sorted(v))}' for k,v in found.items() if v))
+    if any(found.values()): raise ValueError(f'{name}: the weights do not fit the config: ' + '; '.join(f'{k}: {say(_together(v))}' for k,v in found.items() if v))
 
 def _by(shape): return 'x'.join(map(str, shape)) or 'a number'
 
@@ -123,7 +135,7 @@ def _plan(model, sources, extra_rows):
         for key,(shape,read) in tensors.items():
             names = native_names(key, rules)
             if names is None or any(n not in want for n in names): found['unexpected'].append(key); continue
-            share = (shape[0]//len(names), *shape[1:]) if len(names)>1 else shape
+            share = (shape[0]/len(names), *shape[1:]) if len(names)>1 else shape
             for n in names:
                 if share!=short.get(n, want[n]): found['misshapen'].append(f'{key} is {_by(shape)}, {n} is made from {_by((len(names)*want[n][0], *want[n][1:]))}')
             got |= set(names)
@@ -193,11 +205,11 @@ def sentencepiece_tokenizer(folder:Path,      # With tokenizer.model
     merges = generate_merges(vocab, {p: s for p,s,_ in pieces}, skip_tokens=[p for p,_,kind in pieces if kind!=1])
     more = {v['content']: int(i) for i,v in cfg.get('added_tokens_decoder', {}).items()} | added
     word = lambda v: v['content'] if isinstance(v, dict) else v
-    names = {k: word(cfg[k]) for k in ('bos_token', 'eos_token', 'unk_token', 'pad_token') if cfg.get(k)}
-    tok = LlamaTokenizer(vocab | more, merges, legacy=cfg.get('legacy', False) if legacy is None else legacy,
-        add_bos_token=cfg.get('add_bos_token', True), model_max_length=cfg.get('model_max_length', 2048), **names, **kw)
+    kinds = ('bos_token', 'eos_token', 'unk_token', 'pad_token'); names = {k: word(cfg[k]) for k in kinds if cfg.get(k)}
+    tok = LlamaTokenizer(vocab | more, merges, legacy=cfg.get('legacy', False) if legacy is None else legacy, add_bos_token=cfg.get('add_bos_token', True), **names)
     tok.add_special_tokens(dict(extra_special_tokens=sorted(more, key=more.get)), replace_extra_special_tokens=False)
-    return tok
+    names = {k: getattr(tok, k) for k in kinds if getattr(tok, k)}; kept = dict(model_max_length=cfg.get('model_max_length', 2048), padding_side=cfg.get('padding_side', 'right'))
+    return PreTrainedTokenizerFast(tokenizer_object=tok.backend_tokenizer, **kept, **names, **kw)
 
 # %% ../nbs/00a_layouts.ipynb #7432b8ea
 def add_image_token(tok,        # A tokenizer
@@ -322,23 +334,6 @@ def tower_config(c:dict,     # config.json of the checkpoint
     sizes = read_json(there/'config.json') if there else TOWERS[name]
     return _known(sizes.get('vision_config', sizes), cls)
 
-# %% ../nbs/00a_layouts.ipynb #a8ce6ce5
-def _count(tensors, pattern): return 1+max((int(m[1]) for k in tensors if (m := re.match(pattern, k))), default=-1)
-
-def _vision_text(vision, text, image_token, rows, layer, strategy, tokens):
-    text.vocab_size = rows
-    return LlavaConfig(vision_config=vision, text_config=text, image_token_id=image_token, image_seq_length=tokens, vision_feature_layer=layer,
-        vision_feature_select_strategy=strategy, tie_word_embeddings=False)
-
-def _patches(vision): return (vision.image_size//vision.patch_size)**2
-
-def _pads(c, name):
-    "Whether pictures are padded to a square"
-    how = c.get('image_aspect_ratio')
-    if how not in (None, 'square', 'pad'): raise ValueError(f'{name}: image_aspect_ratio {how!r} is not known, only pad and square')
-    if c.get('mm_projector_type', 'linear')!='mlp2x_gelu': raise ValueError(f'{name}: projector {c.get("mm_projector_type")!r} is not known, only mlp2x_gelu')
-    return how=='pad'
-
 # %% ../nbs/00a_layouts.ipynb #22ea93bd
 @dataclass
 class Native:
@@ -437,8 +432,9 @@ def original_folder(src # A folder or a hub id
                    ):   # Path of its files; None if it is no original checkpoint
     "Where an original checkpoint is, fetched from the hub if need be."
     there = Path(src).is_dir()
-    file = Path(src)/'config.json' if there else cached_file(str(src), 'config.json', _raise_exceptions_for_missing_entries=False)
-    if not file or not Path(file).exists() or (read_json(file).get('architectures') or [''])[0] not in LAYOUTS: return None
+    try: file = Path(src)/'config.json' if there else cached_file(str(src), 'config.json')
+    except OSError as e: raise FileNotFoundError(f'{src} is no folder, and its config.json is not to be had from the hub: {str(e).splitlines()[0]}') from None
+    if not Path(file).exists() or (read_json(file).get('architectures') or [''])[0] not in LAYOUTS: return None
     return Path(src) if there else Path(snapshot_download(str(src), allow_patterns=['*.json', '*.safetensors', 'pytorch_model*.bin', 'tokenizer*', '*.txt']))
 
 def load_original(folder:Path,  # Of an original checkpoint

@@ -50,8 +50,9 @@ def block_class(config:PreTrainedConfig # Any config
 def mixed_widths(config:PreTrainedConfig # Of the model that is built or loaded inside `with`
                 ):
     "Let transformers build blocks of different widths; nothing is changed where all are alike."
-    if not is_mixed(config): yield; return
-    cls = block_class(config); plain = cls.__init__
+    cls = block_class(config) if is_mixed(config) and type(config.get_text_config()) in MODEL_MAPPING else None
+    if cls is None: yield; return
+    plain = cls.__init__
     def init(self, config, layer_idx, *args, **kwargs): plain(self, config.per_layer_config[layer_idx], layer_idx, *args, **kwargs)
     cls.__init__ = init
     try: yield

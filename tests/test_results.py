@@ -6,7 +6,7 @@ from guards import NBS, ROOT
 
 RESULTS = NBS/'results'
 FILES = sorted(RESULTS.glob('*.jsonl'))
-FIELDS = {'key', 'run', 'metrics', 'curves', 'secs', 'env', 'error'}
+FIELDS = {'key', 'run', 'metrics', 'curves', 'text', 'secs', 'env', 'error'}
 
 def numbers(x, at=''):
     "(where, number) for each number in nested lists and dicts"
@@ -31,6 +31,7 @@ def row_faults(row, experiment, Run):
         elif isinstance(x, float) and x != float(f'{x:.6g}'): yield f'{at} has more than 6 digits: {x}'
     for name,curve in row.get('curves', {}).items():
         if isinstance(curve, list) and len(curve) > 200: yield f'the curve {name} has {len(curve)} points; 200 is the most'
+    if bad := [k for k,v in row.get('text', {}).items() if not isinstance(v, str) or len(v)>300]: yield f'texts that are no short sentences: {bad}'
     if bad := [k for k,v in row.get('metrics', {}).items() if isinstance(v, bool) or not isinstance(v, (int, float))]: yield f'metrics that are no numbers: {bad}'
 
 def file_faults(text, experiment, Run):
@@ -73,7 +74,7 @@ def test_a_good_row_passes(good): assert faults(good) == ''
 @pytest.mark.parametrize('change, says', [
     (dict(key='0'*10), 'its run has the key'), (dict(extra=1), 'unknown fields'), (dict(metrics={}), 'metrics or an error'),
     (dict(error='x'), 'and not both'), (dict(metrics=dict(AVG=float('nan'))), 'is nan'), (dict(metrics=dict(AVG=1/3)), '6 digits'),
-    (dict(metrics=dict(AVG='71')), 'no numbers'), (dict(curves=dict(loss=[0.]*201)), '201 points'), (dict(run=dict(experiment='trial', ratoi=1)), 'its run is none')])
+    (dict(metrics=dict(AVG='71')), 'no numbers'), (dict(text=dict(why=3)), 'no short sentences'), (dict(curves=dict(loss=[0.]*201)), '201 points'), (dict(run=dict(experiment='trial', ratoi=1)), 'its run is none')])
 def test_a_bad_row_is_seen(good, change, says): assert says in faults(good | change)
 
 def test_a_bad_file_is_seen(good):
