@@ -445,6 +445,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'lvlm_study.objectives.plot_trains': ('objectives.html#plot_trains', 'lvlm_study/objectives.py'),
                                        'lvlm_study.objectives.recovered': ('objectives.html#recovered', 'lvlm_study/objectives.py'),
                                        'lvlm_study.objectives.two_stage': ('objectives.html#two_stage', 'lvlm_study/objectives.py'),
+                                       'lvlm_study.objectives.usual': ('objectives.html#usual', 'lvlm_study/objectives.py'),
                                        'lvlm_study.objectives.verdicts': ('objectives.html#verdicts', 'lvlm_study/objectives.py')},
             'lvlm_study.opinions': { 'lvlm_study.opinions.Opinions': ('opinions.html#opinions', 'lvlm_study/opinions.py'),
                                      'lvlm_study.opinions.Opinions.__getstate__': ( 'opinions.html#opinions.__getstate__',

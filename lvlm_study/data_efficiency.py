@@ -16,7 +16,7 @@ from .data import subset
 from .evaluation import paper_results
 from .layer_pruning import FAMILIES, rows_by_ratio
 from .losses import Recovery, settings
-from .objectives import budget, paper_figure
+from .objectives import budget, paper_figure, usual
 
 # %% ../nbs/10_data_efficiency.ipynb #c05137c5
 FRACTIONS,RATIOS = (.01, .02, .05, .1, .2, .5, 1.), (.15, .3, .45, .6)
@@ -31,11 +31,11 @@ def index_lists(n:int,               # Samples of the whole set
 def steps_table(n:int,              # Samples of the whole set
                 s:Recovery=None,    # Batch size and epochs; None: those of the study
                 fractions=FRACTIONS # Shares of it
-               )->pd.DataFrame:     # Columns samples, steps and times, by fraction and kind
+               )->pd.DataFrame:     # Columns samples, steps of both kinds and how often equal steps see a sample, by fraction
     "How many steps each fraction takes, and how often it sees a sample."
     s = s or settings('sft'); rows = {f: max(1, round(n*f)) for f in fractions}; full = budget(n, s, 1.)
     per = s.batch_size*s.accumulation
-    return pd.DataFrame([dict(fraction=f, samples=k, **{'steps, equal epochs': budget(n, s, f), 'steps, equal steps': full, 'times seen, equal steps': full*per/k}) for f,k in rows.items()]).set_index('fraction')
+    return pd.DataFrame([dict(fraction=f, samples=k, **{'equal epochs': budget(n, s, f), 'equal steps': full, 'times seen': full*per/k}) for f,k in rows.items()]).set_index('fraction')
 
 # %% ../nbs/10_data_efficiency.ipynb #1261d734
 def by_fraction(results,     # `load('recovery')`
@@ -48,10 +48,10 @@ def by_fraction(results,     # `load('recovery')`
                 note=''      # '' (equal epochs) or 'equal steps'
                )->pd.DataFrame: # Columns fraction, seed, retention, low, high
     "Retention by fraction of the data and seed; 0 is the pruned model itself."
-    r = results; mine = (r.model==model) & (r.method==method) & (r.recovery==recovery) & (r.trains==trains) & (r.limit==0) & np.isclose(r.ratio, ratio)
+    r = usual(results, model, method); mine = (r.recovery==recovery) & (r.trains==trains) & np.isclose(r.ratio, ratio)
     mine &= (r.note==note) | (r.note=='') & (r.fraction==1)
     d = r[mine].pivot_table(index=['fraction', 'seed'], columns='metric', values='value', aggfunc='mean').reset_index()
-    b = rows_by_ratio(bare, model, method).reset_index(); b = b[np.isclose(b.ratio, ratio)].assign(fraction=0.) if len(b) else b
+    b = rows_by_ratio(usual(bare, model, method), model, method).reset_index(); b = b[np.isclose(b.ratio, ratio)].assign(fraction=0.) if len(b) else b
     columns = ['fraction', 'seed', 'retention', 'retention_low', 'retention_high']
     if not len(d): return pd.DataFrame(columns=['fraction', 'seed', 'retention', 'low', 'high'])
     return pd.concat([x[columns] for x in (b, d) if len(x)]).rename(columns=dict(retention_low='low', retention_high='high')).sort_values(['fraction', 'seed'], ignore_index=True)
@@ -62,7 +62,7 @@ def recipe_measured(results,    # `load('recovery')`
                     trains='projector+lora' # What was trained
                    )->str:      # '' where nothing is stored
     "The recipe with most fractions; of several the one that the paper uses."
-    d = results[(results.model==model) & (results.method==method) & (results.trains==trains) & (results.limit==0)]
+    d = usual(results, model, method); d = d[d.trains==trains]
     n = d.groupby('recovery').fraction.nunique()
     return max(n.index, key=lambda k: (n[k], k=='sft+hidden')) if len(n) else ''
 
@@ -102,7 +102,7 @@ def plot_fractions(d:pd.DataFrame, # Columns ratio, fraction and the yardstick, 
         c = PALE[min(PALE, key=lambda k: abs(k-r))]; m = g.groupby('fraction')[yardstick].mean()
         ax.plot(x(m.index.to_numpy(float)), m, line, color=c, marker='o', ms=3, label=f'{r:.0%} removed')
         if g.seed.nunique()>1: ax.plot(x(g.fraction.to_numpy(float)), g[yardstick], '.', color=c, ms=2.5, alpha=.6)
-    ticks = (.004, .01, .05, .2, 1.); ax.set(xticks=[np.log10(t) for t in ticks], xticklabels=['0', *(f'{100*t:g} %' for t in ticks[1:])], title=yardstick)
+    ticks = (.004, .01, .05, .2, 1.); ax.set(xticks=[np.log10(t) for t in ticks], xticklabels=['0', *(f'{100*t:g} %' for t in ticks[1:])], xlim=(np.log10(.0035), .05), title=yardstick)
     return ax
 
 def all_ratios(results, # `load('recovery')`

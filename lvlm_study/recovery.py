@@ -12,6 +12,7 @@ __all__ = ['trained_names', 'add_lora', 'learner', 'healed', 'training_order', '
 import copy
 import json
 import math
+import os
 import random
 import shutil
 import tempfile
@@ -377,6 +378,7 @@ def recover(student:LVLM,      # What is to be healed; it is not changed
             **changes          # Other fields of `Recovery`
            )->RecoveryResult:
     "Heal a pruned model; ValueError in one sentence before anything is trained where something does not fit."
+    if os.environ.get('ACCELERATE_USE_FSDP', '').lower()=='true': raise ValueError('recovery keeps the whole model in each process: launch it without FSDP')
     s = settings(recipe, trains=trains, fraction=fraction, seed=seed, **changes)
     check_teacher(student, teacher, s)
     samples = train if isinstance(train, Samples) else Samples(student, train, s.max_length, s.feature_gb, s.skip_broken)

@@ -437,6 +437,10 @@ def test_trackers_are_off_unless_asked(student, samples, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="tracker 'wandb' is not installed: pip install wandb"): run(student, samples, trackers=('wandb',))
     assert R.training_arguments(settings('sft', trackers=('tensorboard',)), tmp_path, False).report_to == ['tensorboard']
 
+def test_sharded_training_is_refused(student, samples, monkeypatch):
+    monkeypatch.setenv('ACCELERATE_USE_FSDP', 'true')
+    with pytest.raises(ValueError, match='launch it without FSDP'): run(student, samples)
+
 def test_blocks_that_are_not_left(student, teacher, samples):
     with pytest.raises(ValueError, match='block 3 is not in student and teacher: both have 0, 2, 5'): run(student, samples, 'hidden', teacher=teacher, states=(0, 3))
     for bad in ('first', (), (-1,)):
