@@ -437,6 +437,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'lvlm_study.objectives.iterative': ('objectives.html#iterative', 'lvlm_study/objectives.py'),
                                        'lvlm_study.objectives.measured_lines': ( 'objectives.html#measured_lines',
                                                                                  'lvlm_study/objectives.py'),
+                                       'lvlm_study.objectives.not_yet': ('objectives.html#not_yet', 'lvlm_study/objectives.py'),
                                        'lvlm_study.objectives.paper_figure': ('objectives.html#paper_figure', 'lvlm_study/objectives.py'),
                                        'lvlm_study.objectives.paper_lines': ('objectives.html#paper_lines', 'lvlm_study/objectives.py'),
                                        'lvlm_study.objectives.parts': ('objectives.html#parts', 'lvlm_study/objectives.py'),

@@ -19,7 +19,8 @@ from .losses import Recovery, settings
 from .objectives import budget, paper_figure, usual
 
 # %% ../nbs/10_data_efficiency.ipynb #c05137c5
-FRACTIONS,RATIOS = (.01, .02, .05, .1, .2, .5, 1.), (.15, .3, .45, .6)
+FRACTIONS = tuple(p/100 for p in (1, 2, 5, 10, 20, 50, 100))
+RATIOS = (.15, .3, .45, .6)
 def index_lists(n:int,               # Samples of the whole set
                 fractions=FRACTIONS, # Shares of it
                 seed:int=0           # One permutation a seed

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['BASE', 'PROCEDURES', 'ALL_RECIPES', 'CRITERION', 'WHAT', 'ALONE', 'SUMS', 'HUES', 'RIVALS', 'budget', 'Healed',
            'two_stage', 'gradient_norms', 'balanced', 'parts', 'iterative', 'heal', 'usual', 'recovered', 'by_recipe',
-           'paper_figure', 'plot_trains', 'measured_lines', 'paper_lines', 'gains', 'plot_bars', 'draw_bars', 'best',
-           'against', 'verdicts', 'plot_against']
+           'paper_figure', 'not_yet', 'plot_trains', 'measured_lines', 'paper_lines', 'gains', 'plot_bars', 'draw_bars',
+           'best', 'against', 'verdicts', 'plot_against']
 
 # %% ../nbs/08a_objectives.ipynb #dce7edb2
 import math
@@ -187,13 +187,19 @@ def paper_figure(source:str,  # 'fig3', 'fig4' or 'fig5'
 
 # %% ../nbs/08a_objectives.ipynb #dadb6eb9
 WHAT = {'none':('none', 'no recovery'), 'projector':('projector', 'projector'), 'projector+lora':('lora', 'projector + LoRA')}
+def not_yet(ax # Axes without data
+           ):  # The same
+    "Say that a panel has nothing to show."
+    ax.text(.5, .5, 'not measured yet', ha='center', va='center', transform=ax.transAxes, color='#777777'); ax.grid(False)
+    return ax
+
 def plot_trains(lines:dict, # (method, what is trained) -> retention in percent by ratio in percent
                 ax          # Axes to draw on
                ):
     "Retention by ratio; widthwise solid and layerwise dashed, as in the paper."
+    if not any(map(len, lines.values())): return not_yet(ax)
     for (method,what),y in lines.items():
         if len(y): ax.plot([0, *y.index], [100, *y], 'o-' if method=='width' else 'o--', color=COLORS[WHAT[what][0]], label=f'{WHAT[what][1]}, {method}')
-    if not any(map(len, lines.values())): ax.text(.5, .5, 'not measured yet', ha='center', va='center', transform=ax.transAxes, color='#777777')
     ax.set(xlim=(-1, 68), ylim=(0, 108))
     return ax
 
@@ -238,14 +244,14 @@ def plot_bars(d:pd.DataFrame, # Retention by ratio, columns are recipes
              ):
     "Retention by ratio, a bar a recipe."
     there = [c for c in recipes if c in d]; w = .8/len(recipes)
+    if not there: ax.set(xticks=[], yticks=[]); return not_yet(ax)
     for j,c in enumerate(recipes):
         if c not in there: continue
         x = np.arange(len(d))-.4+w*(j+.5); ax.bar(x, d[c], w, color=HUES[c], label=c)
         for i,r in enumerate(d.index if seeds is not None else ()):
             y = seeds[(seeds.recovery==c) & (seeds.ratio==r)].retention
             if len(y)>1: ax.plot([x[i]]*len(y), y, '.', color='black', ms=2.5)
-    if not there: ax.text(.5, .5, 'not measured yet', ha='center', va='center', transform=ax.transAxes, color='#777777')
-    else: ax.set(xticks=range(len(d)), xticklabels=[f'{100*r:.0f} %' for r in d.index], ylim=(max(0, 5*(np.nanmin(d[there])//5)-5), 101))
+    ax.set(xticks=range(len(d)), xticklabels=[f'{100*r:.0f} %' for r in d.index], ylim=(max(0, 5*(np.nanmin(d[there])//5)-5), 101))
     ax.grid(axis='x')
     return ax
 
@@ -300,9 +306,10 @@ def plot_against(g:pd.DataFrame, # From `against`
                 ):
     "Gain over the base in points: a dot a seed, a bar the mean."
     g = g[np.isclose(g.ratio, ratio)]; m = g.groupby('recovery').gain.mean().sort_values()
+    ax.set_title(f'{ratio:.0%} removed')
+    if not len(m): ax.set(xticks=[], yticks=[]); return not_yet(ax)
     for y,(r,x) in enumerate(m.items()):
         ax.barh(y, x, color=COLORS['full'] if x>0 else COLORS['paper'], alpha=.5); seeds = g[g.recovery==r].gain
         ax.plot(seeds, [y]*len(seeds), '.', color='black')
-    if not len(m): ax.text(.5, .5, 'not measured yet', ha='center', va='center', transform=ax.transAxes, color='#777777')
-    ax.axvline(0, color='#333333', lw=.8); ax.set(yticks=range(len(m)), yticklabels=m.index, xlabel=f'points over {BASE}', title=f'{ratio:.0%} removed'); ax.grid(axis='y')
+    ax.axvline(0, color='#333333', lw=.8); ax.set(yticks=range(len(m)), yticklabels=m.index, xlabel=f'points over {BASE}'); ax.grid(axis='y')
     return ax
