@@ -134,7 +134,7 @@ class Recovery(Losses):
     workers:int = 0                    # Processes that prepare batches; only where features are not kept
     bf16:bool = False                  # Compute in bfloat16; what is trained stays in float32
     gradient_checkpointing:bool = False # Compute blocks twice instead of keeping their activations
-    chunk:int = 0                      # Tokens that meet the vocabulary at once; 0: as many as make eight million logits
+    chunk:int = 0                      # Tokens that meet the vocabulary at once; 0: as many as make 16 million logits
     feature_gb:float = 2.              # Keep features of all pictures in memory if they take no more
     save_every:int = 100               # Steps between checkpoints
     log_every:int = 1                  # Steps between points of the curves
@@ -371,7 +371,7 @@ def _words(self, h_BTD, t_BTD, next_BT, where, told=None):
     on_BT = where[s.kd_tokens if s.beta else 'answer']
     teacher = [] if not s.beta else [told[k] for k in ('top', 'ids', 'rest')] if told else [t_BTD[on_BT]]
     given = [h_BTD[on_BT], next_BT[on_BT], *teacher]
-    return dict(zip([k for k in s.terms if k!='hidden'], in_chunks(self._word_losses, s.chunk or max(1, 2**23//self.student.config.get_text_config().vocab_size), *given)))
+    return dict(zip([k for k in s.terms if k!='hidden'], in_chunks(self._word_losses, s.chunk or max(1, 2**24//self.student.config.get_text_config().vocab_size), *given)))
 
 def _states(self, pairs, where, told=None):
     s,on_BT = self.s, where[self.s.hidden_tokens]
