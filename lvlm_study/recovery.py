@@ -4,22 +4,22 @@
 
 # %% auto #0
 __all__ = ['trained_names', 'add_lora', 'learner', 'healed', 'training_order', 'HealingTrainer', 'share_of_rate',
-           'last_checkpoint', 'own_chance', 'training_arguments', 'check_teacher', 'check_eye', 'fingerprint', 'claim',
-           'RecoveryResult', 'load_recovery', 'recovery_card', 'recover', 'plot_curves', 'LARGE', 'RECIPES', 'TRAINS',
-           'Recovery', 'Samples', 'settings']
+           'last_checkpoint', 'own_chance', 'training_arguments', 'check_teacher', 'check_eye', 'check_opinions',
+           'claim', 'RecoveryResult', 'load_recovery', 'recovery_card', 'recover', 'plot_curves', 'LARGE', 'RECIPES',
+           'TRAINS', 'Opinions', 'Recovery', 'Samples', 'fingerprint', 'settings']
 
 # %% ../nbs/08_recovery.ipynb #1fbedff3
 import copy
-import hashlib
 import json
 import math
+import os
 import random
 import shutil
 import tempfile
 import time
 import warnings
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 import numpy as np
@@ -30,13 +30,15 @@ from safetensors.torch import load_file, save_file
 from torch.utils.checkpoint import checkpoint
 from tqdm.auto import tqdm
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.integrations import is_tensorboard_available, is_wandb_available
 from .core import atomic, seed_all
 from .data import subset
-from .losses import LARGE, RECIPES, TRAINS, Healing, Recovery, Samples, lent, settings
+from .losses import LARGE, RECIPES, TRAINS, Healing, Recovery, Samples, lent, matched_blocks, settings
 from .models import LVLM, load_lvlm, save_lvlm
+from .opinions import Opinions, Told, fingerprint, vocabulary
 
 # %% ../nbs/08_recovery.ipynb #bee6b42b
-_all_ = ['LARGE', 'RECIPES', 'TRAINS', 'Recovery', 'Samples', 'settings'] # of `losses`, and wanted here as well
+_all_ = ['LARGE', 'RECIPES', 'TRAINS', 'Opinions', 'Recovery', 'Samples', 'fingerprint', 'settings'] # of `losses` and `opinions`, and wanted here as well
 
 def trained_names(lvlm:LVLM, # A student
                   trains:str # One of `TRAINS`
@@ -241,10 +243,11 @@ def training_arguments(s:Recovery,  # What to do
                        save:bool    # Keep any?
                       )->TrainingArguments:
     "Our settings in the trainer's words. The order of the data is one long epoch."
-    gpu = torch.cuda.is_available()
+    gpu,there = torch.cuda.is_available(), dict(tensorboard=is_tensorboard_available, wandb=is_wandb_available)
+    if gone := [t for t in s.trackers if not there[t]()]: raise ValueError(f'tracker {gone[0]!r} is not installed: pip install {gone[0]}, or leave it out of trackers')
     return TrainingArguments(output_dir=str(folder), seed=s.seed, data_seed=s.seed, num_train_epochs=1, train_sampling_strategy='sequential', remove_unused_columns=False,
         per_device_train_batch_size=s.batch_size, gradient_accumulation_steps=s.accumulation, dataloader_num_workers=s.workers, dataloader_pin_memory=gpu,
-        learning_rate=s.lr, max_grad_norm=s.max_grad_norm, bf16=s.bf16, use_cpu=not gpu, report_to='none', disable_tqdm=True,
+        learning_rate=s.lr, max_grad_norm=s.max_grad_norm, bf16=s.bf16, use_cpu=not gpu, report_to=list(s.trackers) or 'none', disable_tqdm=True,
         logging_steps=s.log_every, logging_first_step=True, logging_nan_inf_filter=False,
         save_strategy='steps' if save else 'no', save_steps=s.save_every, save_total_limit=1)
 
@@ -257,12 +260,14 @@ def check_teacher(student:LVLM, # Pruned
     if not s.needs_teacher: return
     if teacher is None:
         raise ValueError(f'learning from {" and ".join(k for k in s.terms if k!="sft")} needs a teacher: give recover(..., teacher=) the original model')
+    if isinstance(teacher, Opinions): return check_opinions(student, teacher, s)
     said = {k: [f(l) for l in (teacher, student)] for k,f in dict(vocab=lambda l: l.tokenizer.get_vocab(), words=lambda l: l.part('head').weight.shape[0],
         channels=lambda l: l.anatomy.width).items() if k=='vocab' or k=='words' and s.beta or k=='channels' and s.gamma}
     if said['vocab'][0]!=said['vocab'][1]:
         raise ValueError('teacher and student have different vocabularies ({:,} and {:,} tokens): what one says means nothing to the other'.format(*map(len, said['vocab'])))
     for k,(a,b) in said.items():
         if a!=b: raise ValueError(f'teacher and student have {a:,} and {b:,} {k}: they cannot be compared')
+    if s.gamma and s.states!='last': matched_blocks(student, teacher, s.states)
     check_eye(student, teacher, 'the teacher')
 
 def check_eye(a:LVLM, # Any model
@@ -276,18 +281,23 @@ def check_eye(a:LVLM, # Any model
     if not pairs or not all(x.shape==y.shape and x.dtype==y.dtype and torch.equal(x.cpu(), y.cpu()) for x,y in pairs):
         raise ValueError(f'the vision encoder of {who} is another one (or loaded in another precision): its features cannot be shared')
 
-# %% ../nbs/08_recovery.ipynb #e7c8c201
-def fingerprint(lvlm # An LVLM or None
-               )->str:
-    "Tells one set of weights from another: hash of each parameter's name, shape and up to 64 of its values."
-    h = hashlib.sha256()
-    for n,p in lvlm.model.named_parameters() if lvlm else ():
-        x = p.detach().flatten()
-        h.update(f'{n}{tuple(p.shape)}'.encode()); h.update(x[::max(1, len(x)//64)].float().cpu().numpy().tobytes())
-    return h.hexdigest()[:10] if lvlm else ''
+# %% ../nbs/08_recovery.ipynb #696c55b4
+def check_opinions(student:LVLM,      # Pruned
+                   opinions:Opinions, # Of its teacher
+                   s:Recovery         # What is to be learnt from them
+                  )->None:
+    "ValueError in one sentence where a folder of opinions does not serve."
+    a = opinions.about
+    if a['vocabulary']!=vocabulary(student.tokenizer): raise ValueError('teacher and student have different vocabularies: what one said means nothing to the other')
+    if s.beta and a['words']!=student.part('head').weight.shape[0]: raise ValueError(f'teacher and student have {a["words"]:,} and {student.part("head").weight.shape[0]:,} words: they cannot be compared')
+    if s.gamma and a['channels']!=student.anatomy.width: raise ValueError(f'teacher and student have {a["channels"]:,} and {student.anatomy.width:,} channels: they cannot be compared')
+    if s.beta and a['tau']!=s.tau: raise ValueError(f'the opinions were kept for temperature {a["tau"]:g}, not {s.tau:g}')
+    for weight,k in ((s.beta, 'kd_tokens'), (s.gamma, 'hidden_tokens')):
+        if weight and getattr(s, k)!='answer': raise ValueError(f"opinions are on answer tokens only: say {k}='answer'")
+    if s.gamma and s.states!='last': raise ValueError("opinions hold the last hidden states only: say states='last'")
 
 # %% ../nbs/08_recovery.ipynb #47f35a89
-_FREE = {'chunk', 'feature_gb', 'save_every', 'log_every', 'check_every', 'workers'}    # may differ between two calls: they change no weight
+_FREE = {'chunk', 'feature_gb', 'save_every', 'log_every', 'check_every', 'workers', 'trackers'}    # may differ between two calls: they change no weight
 
 def claim(folder,        # Of this recovery
           about:dict,    # Settings and fingerprints
@@ -298,9 +308,9 @@ def claim(folder,        # Of this recovery
     folder = Path(folder); there = folder/'settings.json'
     flat = lambda d: {k: v for k,v in d['settings'].items() if k not in _FREE} | {k: d[k] for k in ('student', 'teacher', 'data')}
     if there.exists():
-        old,new = flat(json.loads(there.read_text())), flat(about)
-        if bad := [k for k in new if old.get(k)!=new[k]]:
-            raise ValueError(f'{folder.name} holds a recovery with {bad[0]} {old.get(bad[0])!r}, not {new[bad[0]]!r}: choose another folder')
+        old,new = (flat(json.loads(t)) for t in (there.read_text(), json.dumps(about)))
+        if bad := [k for k in new if k in old and old[k]!=new[k]]:
+            raise ValueError(f'{folder.name} holds a recovery with {bad[0]} {old[bad[0]]!r}, not {new[bad[0]]!r}: choose another folder')
     elif folder.exists() and any(p.name[0]!='.' for p in folder.iterdir()): raise ValueError(f'{folder.name} is in use and holds no recovery: choose another folder')
     elif main:
         for name,what in (('indices', indices), ('settings', about)):
@@ -317,17 +327,18 @@ class RecoveryResult:
     indices:list           # Rows of the data that were used
     secs:float             # Of training
     folder:Path|None = None # Where it is kept
+    skipped:list = field(default_factory=list) # Samples whose picture does not decode, by name
     def __repr__(self):
         losses = ', '.join(f'{k} {c.iloc[0]:.3f} -> {c.iloc[-1]:.3f}' for k in self.settings.terms if len(c := self.curves[k].dropna()))
-        return f'Recovery of {self.settings.trains} on {len(self.indices)} samples in {self.curves.step.max()} steps: {losses}'
+        return f'Recovery of {self.settings.trains} on {len(self.indices)} samples in {self.curves.step.max()} steps: {losses}' + (f'; {len(self.skipped)} left out' if self.skipped else '')
 
 def load_recovery(folder # With a finished recovery
                  )->RecoveryResult:
     "A finished recovery from its folder."
     folder = Path(folder); about = json.loads((folder/'settings.json').read_text())
     curves = pd.DataFrame(map(json.loads, (folder/'curves.jsonl').read_text().splitlines()))
-    indices = json.loads((folder/'indices.json').read_text())
-    return RecoveryResult(load_lvlm(folder/'model'), curves, Recovery(**about['settings']), indices, float(curves.secs.max()), folder)
+    indices,skipped = (json.loads((folder/f'{n}.json').read_text()) if (folder/f'{n}.json').exists() else [] for n in ('indices', 'skipped'))
+    return RecoveryResult(load_lvlm(folder/'model'), curves, Recovery(**about['settings']), indices, float(curves.secs.max()), folder, skipped)
 
 # %% ../nbs/08_recovery.ipynb #79a5ddec
 def _curves(history):
@@ -341,6 +352,7 @@ def _keep(folder, result, peft_state, card):
     "Write curves, adapter and model, the model last; then the checkpoints are not needed any more."
     with atomic(folder/'curves.jsonl') as p: p.write_text(''.join(json.dumps({k: v for k,v in r.items() if v==v})+'\n' for r in result.curves.to_dict('records')))
     if peft_state: shutil.rmtree(folder/'adapter', ignore_errors=True); shutil.copytree(peft_state, folder/'adapter')
+    if (folder/'work'/'runs').is_dir(): shutil.rmtree(folder/'runs', ignore_errors=True); shutil.move(folder/'work'/'runs', folder/'runs')   # of trackers
     save_lvlm(result.lvlm, folder/'model', card=card)
     shutil.rmtree(folder/'work', ignore_errors=True)
 
@@ -355,7 +367,7 @@ def recovery_card(s:Recovery, # Settings
 def recover(student:LVLM,      # What is to be healed; it is not changed
             train,             # A dataset of our form, or `Samples` of it
             recipe='sft',      # A name in `RECIPES`, or a `Recovery`
-            teacher=None,      # The original, for recipes that need it
+            teacher=None,      # The original, for recipes that need it; or `Opinions` of it
             out=None,          # A folder: keeps the result, and goes on after a kill
             trains=None,       # One of `TRAINS`; None: as in the recipe
             fraction=None,     # Share of the data, nested and seeded; None: as in the recipe
@@ -366,34 +378,48 @@ def recover(student:LVLM,      # What is to be healed; it is not changed
             **changes          # Other fields of `Recovery`
            )->RecoveryResult:
     "Heal a pruned model; ValueError in one sentence before anything is trained where something does not fit."
+    if os.environ.get('ACCELERATE_USE_FSDP', '').lower()=='true': raise ValueError('recovery keeps the whole model in each process: launch it without FSDP')
     s = settings(recipe, trains=trains, fraction=fraction, seed=seed, **changes)
     check_teacher(student, teacher, s)
-    samples = train if isinstance(train, Samples) else Samples(student, train, s.max_length, s.feature_gb)
-    if isinstance(train, Samples): s = replace(s, max_length=samples.max_length); check_eye(student, samples.lvlm, 'the model that the samples were encoded for')
+    samples = train if isinstance(train, Samples) else Samples(student, train, s.max_length, s.feature_gb, s.skip_broken)
+    if isinstance(train, Samples):
+        s = replace(s, max_length=samples.max_length, skip_broken=samples.skip); check_eye(student, samples.lvlm, 'the model that the samples were encoded for')
     indices = subset(len(samples), s.fraction, s.seed)
-    about = dict(settings=asdict(s), student=fingerprint(student), teacher=fingerprint(teacher if s.needs_teacher else None), data=samples._digest(indices))
+    about = dict(settings=asdict(s), student=fingerprint(student), teacher=_who(teacher) if s.needs_teacher else '', data=samples._digest(indices))
     with tempfile.TemporaryDirectory() as tmp, own_chance(s.seed):
         args = training_arguments(s, Path(out)/'work' if out else tmp, bool(out))
         if out and claim(out, about, indices, args.process_index==0): return load_recovery(out)
-        if samples.keep: samples.need(indices, progress)
-        return _run(student, samples, indices, s, teacher, args, check, callbacks, progress, Path(out) if out else None, Path(tmp))
+        used = samples.usable(indices, progress); skipped = [samples.ids[i] for i in indices if i in set(samples.broken)]
+        if out and skipped and args.process_index==0:
+            for name,what in (('indices', used), ('skipped', skipped)):
+                with atomic(Path(out)/f'{name}.json') as p: p.write_text(json.dumps(what))
+        return _run(student, samples, used, s, teacher, args, check, callbacks, progress, Path(out) if out else None, Path(tmp), skipped)
 
 # %% ../nbs/08_recovery.ipynb #2a8df83d
-def _run(student, samples, indices, s, teacher, args, check, callbacks, progress, out, tmp):
+def _who(teacher): return f'{teacher.about["teacher"]}, {teacher.about["top"]} words' if isinstance(teacher, Opinions) else fingerprint(teacher)
+
+def _data(samples, indices, s, teacher):
+    "What the trainer reads, and the teacher that is at hand."
+    if not (s.needs_teacher and isinstance(teacher, Opinions)): return samples, teacher if s.needs_teacher else None
+    if gone := teacher.missing(samples, indices):
+        raise ValueError(f'there are no opinions on {len(gone):,} of the {len(indices):,} samples, such as {samples.ids[gone[0]]!r}: write_opinions into the same folder adds them')
+    return Told(samples, teacher), None
+
+def _run(student, samples, indices, s, teacher, args, check, callbacks, progress, out, tmp, skipped):
     "Train, merge and keep."
-    lvlm,peft = learner(student, s)
+    data,beside = _data(samples, indices, s, teacher); lvlm,peft = learner(student, s)
     order = [indices[i] for i in training_order(samples._lengths(indices), s, args.world_size)]
     args.ddp_find_unused_parameters = not all('<image>' in samples.texts[i] for i in indices)    # text alone leaves a projector unused
     more = [_Bar(' + '.join(s.terms)+f' of {s.trains}', s)]*progress + [_Check(check, lvlm, s.check_every)]*bool(check) + list(callbacks)
-    with lent(args.device, teacher.model if s.needs_teacher else None):
-        step = Healing(lvlm, s, teacher if s.needs_teacher else None)
-        trainer = HealingTrainer(s, step, args, samples.collate, torch.utils.data.Subset(samples, order), callbacks=more)
+    with lent(args.device, beside.model if beside else None):
+        step = Healing(lvlm, s, beside)
+        trainer = HealingTrainer(s, step, args, data.collate, torch.utils.data.Subset(data, order), callbacks=more)
         for c in more: c.trainer = trainer
         try: trainer.train(resume_from_checkpoint=str(p) if (p := last_checkpoint(args.output_dir)) else None)
         finally: [c.close() for c in more if isinstance(c, _Bar)]
     if peft and out: peft.save_pretrained(tmp/'adapter', save_embedding_layers=False)
     curves = _curves(trainer.state.log_history)
-    result = RecoveryResult(healed(lvlm, peft, student), curves, s, indices, float(curves.secs.max()), out)
+    result = RecoveryResult(healed(lvlm, peft, student), curves, s, indices, float(curves.secs.max()), out, skipped)
     if out and trainer.is_world_process_zero(): _keep(out, result, tmp/'adapter' if peft else None, recovery_card(s, len(indices)))
     trainer.accelerator.wait_for_everyone()
     return result

@@ -5,12 +5,14 @@ import numpy as np
 import pytest
 import torch
 import transformers
+import zoo
 from torch.nn import functional as F
 from lvlm_study import recovery as R
 from lvlm_study.data import Collator
 from lvlm_study.models import load_lvlm
 from lvlm_study import losses as L
 from lvlm_study.losses import Healing
+from lvlm_study.opinions import Opinions, Told, write_opinions
 from lvlm_study.recovery import RECIPES, TRAINS, Samples, learner, recover, settings, trained_names
 from lvlm_study.suite import instructions
 from lvlm_study.surgery import Plan, apply_plan
@@ -105,19 +107,26 @@ def test_merged_equals_unmerged(student, batch):
 
 def plain(student, teacher, collated, s):
     "Each loss from full logits and hidden states, in a few lines."
+    raw = [[], []]                                                        # what enters the last norm: transformers shows it after the norm only
+    hooks = [l.part('norm').register_forward_pre_hook(lambda m, args, r=r: r.append(args[0])) for l,r in zip((student, teacher), raw)]
     with torch.no_grad(): a,b = (l.model(**collated, output_hidden_states=True) for l in (student, teacher))
+    for h in hooks: h.remove()
     there,answer = collated['attention_mask'].bool(), F.pad(collated['labels'][:, 1:] != -100, (0, 1))
     on = {'answer': answer, 'all': there}
     ce = F.cross_entropy(a.logits[:, :-1].flatten(0, 1), collated['labels'][:, 1:].flatten())
     ls,lt = ((l.logits[on[s.kd_tokens]]/s.tau).log_softmax(-1) for l in (a, b))
     kl = lambda p,q: (p.exp()*(p-q)).sum(-1).mean()*s.tau**2
     m = ((ls.exp()+lt.exp())/2).log()
-    hs,ht = (l.hidden_states[-1][on[s.hidden_tokens]] for l in (a, b))
-    cosine = (1-(hs*ht).sum(-1)/hs.norm(dim=-1)/ht.norm(dim=-1)).mean()
-    return {'sft': ce, 'kl': kl(lt, ls), 'rkl': kl(ls, lt), 'jsd': (kl(lt, m)+kl(ls, m))/2, 'hidden': F.mse_loss(hs, ht) if s.hidden=='squared' else cosine}
+    after = lambda o, r: [*o.hidden_states[1:-1], r[0]]                   # of each block
+    blocks = [(after(a, raw[0])[i], after(b, raw[1])[n]) for i,n in enumerate(student.plan['blocks']) if s.states=='all' or n in s.states] if s.states!='last' else []
+    pairs = [(x[on[s.hidden_tokens]], y[on[s.hidden_tokens]]) for x,y in [(a.hidden_states[-1], b.hidden_states[-1])]*(s.states in ('last', 'all'))+blocks]
+    cosine = lambda x, y: (1-(x*y).sum(-1)/x.norm(dim=-1)/y.norm(dim=-1)).mean()
+    relative = lambda x, y: (((x-y)**2).sum(-1)/(y**2).sum(-1)).mean()
+    hidden = sum(dict(squared=F.mse_loss, cosine=cosine, relative=relative)[s.hidden](x, y) for x,y in pairs)/len(pairs)
+    return {'sft': ce, 'kl': kl(lt, ls), 'rkl': kl(ls, lt), 'jsd': (kl(lt, m)+kl(ls, m))/2, 'hidden': hidden}
 
 CASES = [(r, {}) for r in RECIPES] + [('kl', dict(kd_tokens='all')), ('sft+rkl', dict(kd_tokens='all', tau=1.)), ('hidden', dict(hidden_tokens='answer')),
-    ('sft+hidden', dict(hidden='cosine')), ('sft+hidden', dict(hidden='cosine', hidden_tokens='answer'))]
+    ('sft+hidden', dict(hidden='cosine')), ('sft+hidden', dict(hidden='cosine', hidden_tokens='answer')), ('hidden', dict(states=(0, 5))), ('sft+blocks', dict(hidden_tokens='answer'))]
 @pytest.mark.parametrize('recipe, change', CASES, ids=str)
 def test_each_loss_is_the_plain_one(recipe, change, student, teacher, samples, rows):
     s,four = settings(recipe, **change), [0, 1, 2, 3]
@@ -178,6 +187,34 @@ def test_prompt_tokens_have_no_influence(student, teacher, batch):
     L.sft_loss(logits.flatten(0, 1), L.next_labels(batch['labels']).clamp(max=49).flatten()).sum().backward()
     assert torch.equal(logits.grad.abs().sum(-1) > 0, L.next_labels(batch['labels']) != -100)
 
+@pytest.mark.parametrize('name', ['mha', 'phi', 'phi3'])
+def test_one_look_serves_both(name):
+    "Features are computed once a picture, of several tiles in InternVL, and give each model what its own forward pass gives."
+    student,teacher = zoo.build(name), zoo.build(name); x = zoo.inputs(student); n = student.config.image_seq_length
+    with torch.no_grad():
+        for p in teacher.part('projector').parameters(): p += .1*torch.randn_like(p)
+    if name=='phi3': x['input_ids'][0, 5:7] = 3; x['pixel_values'] = torch.randn(4, 3, 16, 16)      # three tiles and one
+    f,(tokens,mask) = L.vision_features(student, dict(pixel_values=x['pixel_values'])), (x['input_ids'], x['attention_mask'])
+    assert len(f) == (4 if name=='phi3' else 2*n) == int((tokens==3).sum())
+    with torch.no_grad(): said = [(l.part('head')(L.last_states(l, tokens, mask, f)), l.model(**x).logits) for l in (student, teacher)]
+    for ours,stock in said: assert torch.allclose(ours, stock, atol=1e-5)
+    assert not torch.allclose(said[0][0], said[1][0], atol=1e-3)
+    looks = []
+    hooks = [l.part('vision').register_forward_hook(lambda *a: looks.append(1)) for l in (student, teacher)]
+    with torch.no_grad(): Healing(student, settings('sft+hidden'), teacher)(tokens, mask, tokens, images=dict(pixel_values=x['pixel_values']))
+    for h in hooks: h.remove()
+    assert len(looks) == 1
+
+@pytest.mark.parametrize('tokens', ['answer', 'all'])
+def test_where_hidden_states_count(tokens, student, teacher, batch):
+    "Moving the state of a token moves the loss exactly where it should: never at padding, and at images and questions only if asked."
+    h,t = torch.randn(2, *batch['labels'].shape, student.anatomy.width, generator=torch.Generator().manual_seed(0))
+    where = dict(answer=L.next_labels(batch['labels'])!=-100, all=batch['attention_mask'].bool()); h.requires_grad_()
+    Healing(student, settings('hidden', hidden_tokens=tokens), teacher)._states([(h, t)], where)['hidden'].backward()
+    assert torch.equal(h.grad.abs().sum(-1)>0, where[tokens])
+    image = batch['input_ids']==student.config.image_token_id
+    assert image.any() and bool((h.grad[image]!=0).any()) == (tokens=='all')
+
 def test_an_answer_token_does(student, teacher, batch):
     at = (batch['labels'] != -100).nonzero()[0]
     labels = batch['labels'].clone(); labels[tuple(at)] += 1
@@ -199,6 +236,47 @@ def test_gradient_checkpointing_recomputes(student, batch):
     Healing(lvlm, settings('sft', trains='projector', gradient_checkpointing=True)).train()(**batch)['sft'].backward()
     handle.remove()
     assert len(calls) == 2
+
+# --- a teacher that spoke before ---------------------------------------------------------------------------------
+
+@pytest.fixture(scope='module')
+def opinions(teacher, samples, tmp_path_factory):
+    words = teacher.part('head').weight.shape[0]
+    return write_opinions(teacher, samples, tmp_path_factory.mktemp('said')/'o', top=words-1, dtype=torch.float32, part=10, progress=False)
+
+@pytest.mark.parametrize('kind', ['kl', 'rkl', 'jsd'])
+def test_told_is_beside(kind, student, teacher, samples, opinions):
+    "With all words but one kept, the student that is told has the losses of the one that sits beside its teacher."
+    s,told = settings(f'sft+{kind}', gamma=1., hidden_tokens='answer', chunk=7), Told(samples, opinions)
+    with torch.no_grad():
+        a = Healing(student, s).eval()(**told.collate([told[i] for i in (5, 0, 3)]))
+        b = Healing(student, s, teacher).eval()(**samples.collate([samples[i] for i in (5, 0, 3)]))
+    for k in b: assert float(a[k]) == pytest.approx(float(b[k]), rel=1e-4), k
+
+def test_a_student_alone_learns_the_same(student, teacher, samples, opinions):
+    kw = dict(hidden_tokens='answer', trains='projector')
+    alone,beside = (run(student, samples, 'sft+hidden+kl', teacher=t, **kw) for t in (opinions, teacher))
+    assert gap(weights(alone.lvlm), weights(beside.lvlm)) < 1e-4 < gap(weights(alone.lvlm), weights(student))
+    for k in alone.settings.terms: assert alone.curves[k].tolist() == pytest.approx(beside.curves[k].tolist(), rel=1e-3)
+
+def test_opinions_are_added_and_survive_a_kill(teacher, samples, opinions, tmp_path):
+    import shutil
+    shutil.copytree(opinions.folder, tmp_path/'o'); (tmp_path/'o'/'part-00001.safetensors').unlink(); (tmp_path/'o'/'.part-00009.safetensors.7.partial').write_bytes(b'half')
+    fewer = Opinions(tmp_path/'o'); gone = fewer.missing(samples, range(N))
+    assert len(fewer) == N-10 and len(gone) == 10
+    again = write_opinions(teacher, samples, tmp_path/'o', range(N-1, -1, -1), top=opinions.about['top'], dtype=torch.float32, progress=False)
+    for key in opinions.where:
+        for k,v in opinions.of(key).items(): assert torch.allclose(v.float(), again.of(key)[k].float(), atol=1e-3) or k=='ids'
+
+@pytest.mark.parametrize('recipe, kw, says', [('kl', dict(tau=1.), 'kept for temperature 2, not 1'), ('kl', dict(kd_tokens='all'), "say kd_tokens='answer'"), ('hidden', {}, "say hidden_tokens='answer'"),
+    ('sft+blocks', dict(hidden_tokens='answer'), "say states='last'")], ids=str)
+def test_opinions_that_do_not_serve(recipe, kw, says, student, samples, opinions):
+    with pytest.raises(ValueError, match=says) as e: run(student, samples, recipe, teacher=opinions, **kw)
+    assert '\n' not in str(e.value)
+
+def test_opinions_on_other_samples(student, teacher, rows, samples, opinions):
+    other = Samples(teacher, instructions('recovery', N+4).select(range(4, N+4)))
+    with pytest.raises(ValueError, match="no opinions on 4 of the 24 samples, such as 'recovery-24'"): run(student, other, 'kl', teacher=opinions)
 
 # --- steps and orders -------------------------------------------------------------------------------------------
 
@@ -337,6 +415,38 @@ def test_bad_data(student, samples, rows):
     with pytest.raises(ValueError, match="'recovery-1': its picture does not decode"): run(student, broken)
     assert len(run(student, rows, max_length=150, max_steps=1).curves) == 1
 
+@pytest.mark.parametrize('feature_gb', [2., 0.], ids=['kept', 'not kept'])
+def test_pictures_that_do_not_decode(feature_gb, student, rows, tmp_path):
+    "Stopped before the first step, or left out by name; a whole folder remembers it."
+    from datasets import Dataset
+    table = rows.select(range(12)).to_list()
+    for i in (0, 7): table[i]['images'][0]['bytes'] = table[i]['images'][0]['bytes'][:60]
+    torn,kw = Dataset.from_list(table, features=rows.features), dict(feature_gb=feature_gb, trains='projector')
+    with pytest.raises(ValueError, match="'recovery-[07]': its picture does not decode"): run(student, torn, callbacks=[Kill(0)], **kw)
+    r = run(student, torn, skip_broken=True, out=tmp_path/'out', **kw)
+    assert r.skipped == ['recovery-0', 'recovery-7'] and r.indices == [i for i in range(12) if i not in (0, 7)] and '2 left out' in repr(r)
+    again = run(student, torn, skip_broken=True, out=tmp_path/'out', callbacks=[Kill(0)], **kw)
+    assert (again.skipped, again.indices) == (r.skipped, r.indices)
+    only = Dataset.from_list([table[0]], features=rows.features)
+    with pytest.raises(ValueError, match='no picture .* decodes'): run(student, only, skip_broken=True, **kw)
+
+def test_trackers_are_off_unless_asked(student, samples, tmp_path, monkeypatch):
+    assert R.training_arguments(settings('sft'), tmp_path, False).report_to == []
+    with pytest.raises(ValueError, match="a tracker is tensorboard or wandb, not 'mlflow'"): settings('sft', trackers=('mlflow',))
+    monkeypatch.setattr(R, 'is_wandb_available', lambda: False); monkeypatch.setattr(R, 'is_tensorboard_available', lambda: True)
+    with pytest.raises(ValueError, match="tracker 'wandb' is not installed: pip install wandb"): run(student, samples, trackers=('wandb',))
+    assert R.training_arguments(settings('sft', trackers=('tensorboard',)), tmp_path, False).report_to == ['tensorboard']
+
+def test_sharded_training_is_refused(student, samples, monkeypatch):
+    monkeypatch.setenv('ACCELERATE_USE_FSDP', 'true')
+    with pytest.raises(ValueError, match='launch it without FSDP'): run(student, samples)
+
+def test_blocks_that_are_not_left(student, teacher, samples):
+    with pytest.raises(ValueError, match='block 3 is not in student and teacher: both have 0, 2, 5'): run(student, samples, 'hidden', teacher=teacher, states=(0, 3))
+    for bad in ('first', (), (-1,)):
+        with pytest.raises(ValueError, match="states is 'last', 'all', or the numbers"): settings('hidden', states=bad)
+    assert settings('hidden', states=[0, 2]).states == (0, 2)
+
 def test_a_folder_belongs_to_one_recovery(student, teacher, samples, rows, tmp_path):
     out,kw = tmp_path/'out', dict(trains='projector', max_steps=1)
     run(student, samples, out=out, **kw)
@@ -368,20 +478,50 @@ def test_a_plain_language_model(teacher, samples):
 # --- many processes ---------------------------------------------------------------------------------------------
 
 TWO = '''
-import sys, transformers
+import os, sys, torch, transformers
 transformers.logging.set_verbosity_error(); transformers.logging.disable_progress_bar()
 from lvlm_study.models import load_lvlm
 from lvlm_study.recovery import recover
 from lvlm_study.suite import instructions
 from lvlm_study.surgery import Plan, apply_plan
-teacher = load_lvlm('tiny-llava'); student = apply_plan(teacher, Plan.of(teacher, blocks=[0,5,11]))
-r = recover(student, instructions('recovery', 24), 'sft+hidden+kl', teacher=teacher, out=sys.argv[1], batch_size=int(sys.argv[2]), max_steps=3, fraction=.75, progress=False)
+def work(out, batch):
+    teacher = load_lvlm('tiny-llava'); teacher = apply_plan(teacher, Plan.of(teacher, blocks=[0,1,10,11])); teacher.plan = None; student = apply_plan(teacher, Plan.of(teacher, blocks=[0,3]))
+    r = recover(student, instructions('recovery', 24), 'sft+hidden+kl', teacher=teacher, out=out, batch_size=int(batch), max_steps=3, fraction=.75, lora_rank=4, progress=False)
+    assert len(r.curves) == 3
+def process(rank):
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=sys.argv[3])
+    work(sys.argv[1], sys.argv[2])
+    torch.distributed.destroy_process_group()
+if 'RANK' in os.environ or sys.argv[3]=='0': work(sys.argv[1], sys.argv[2]); sys.exit()
+born = []
+for rank in (0, 1):                                # the libraries are imported once
+    born.append(os.fork())
+    if not born[-1]:
+        code = 1
+        try: process(rank); code = 0
+        finally: sys.stdout.flush(); os._exit(code)
+sys.exit(max(os.waitstatus_to_exitcode(os.waitpid(p, 0)[1]) for p in born))
 '''
-@pytest.mark.slow
-def test_two_processes_are_one(tmp_path):
-    (tmp_path/'two.py').write_text(TWO)
-    start = [sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node']
-    for n,batch in ((1, 8), (2, 4)): subprocess.run([*start, str(n), '--master_port', str(29600+n), tmp_path/'two.py', tmp_path/f'by{n}', str(batch)], check=True, capture_output=True)
-    one,two = (R.load_recovery(tmp_path/f'by{n}') for n in (1, 2))
+def same_in_parts(by1, by2):
+    one,two = map(R.load_recovery, (by1, by2))
     assert one.indices == two.indices and gap(weights(one.lvlm), weights(two.lvlm)) < 1e-5
     for k in ('loss', 'sft', 'kl', 'hidden', 'grad_norm'): assert one.curves[k].tolist() == pytest.approx(two.curves[k].tolist(), rel=1e-4)
+
+def free_port():
+    import socket
+    with socket.socket() as s: s.bind(('127.0.0.1', 0)); return s.getsockname()[1]
+
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason='needs os.fork')
+def test_two_processes_are_one(tmp_path):
+    "Same subset, same losses, same weights as one process with the same global batch, over gloo."
+    (tmp_path/'two.py').write_text(TWO); here = {}
+    exec(TWO.split('def process')[0], here); here['work'](tmp_path/'by1', 8)
+    subprocess.run([sys.executable, tmp_path/'two.py', tmp_path/'by2', '4', str(free_port())], check=True)
+    same_in_parts(tmp_path/'by1', tmp_path/'by2')
+
+@pytest.mark.slow
+def test_torchrun(tmp_path):
+    (tmp_path/'two.py').write_text(TWO)
+    start = [sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node']
+    for n,batch in ((1, 8), (2, 4)): subprocess.run([*start, str(n), '--master_port', str(free_port()), tmp_path/'two.py', tmp_path/f'by{n}', str(batch), '0'], check=True, capture_output=True)
+    same_in_parts(tmp_path/'by1', tmp_path/'by2')
