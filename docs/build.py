@@ -65,16 +65,16 @@ def sharp(cell, slug):
     raw = file.read_bytes(); pics[0]['data']['image/png'] = base64.b64encode(raw).decode()
     return round(struct.unpack('>I', raw[16:20])[0]*96/144)
 
-def site_cells(name, nb, links, module, names, pics):
+def site_cells(nb, links, module, names, pics):
     "The cells of a notebook as the site shows them"
-    said,before,first = alts(nb.cells), '', True
+    said,before = alts(nb.cells), ''
     for c in nb.cells:
         flags = set(c.pop('directives_', {})); tags = []
         src = ''.join(l for l in c.source.splitlines(True) if not re.match(r'\s*#\s*\|', l)).strip('\n')
         if c.cell_type=='markdown':
             src = re.sub(r'^```mermaid\n(.*?)^```', lambda m: order(m[1], names) or m[0], src, flags=re.M|re.S)
             before = re.sub(r'\s+', ' ', re.sub(r'[*_`#>]|!\[[^\]]*\]\([^)]*\)', '', src)).strip()
-            c['source'] = links(src, module); first = first and False
+            c['source'] = links(src, module)
             yield c; continue
         if 'default_exp' in flags or not src: continue
         slug = re.search(r"save_fig\(.*?,\s*'([\w-]+)'\)", src, re.S)
@@ -92,6 +92,15 @@ def site_cells(name, nb, links, module, names, pics):
         c['source'],c['metadata'] = src, dict(tags=tags, mystnb=dict(image=show))
         yield c
 
+def merged(cells):
+    "Imports and set-up that follow one another as one cell"
+    out = []
+    for c in cells:
+        fold = lambda x: x['cell_type']=='code' and 'hide-input' in x['metadata']['tags'] and not x.get('outputs')
+        if out and fold(c) and fold(out[-1]): out[-1]['source'] += '\n\n'+c['source']
+        else: out.append(c)
+    return out
+
 def write_page(path, links, module, names, most, index=False):
     "One notebook, through nbdev's processors, into the sources of the site"
     from execnb.nbio import mk_cell, read_nb, write_nb
@@ -101,7 +110,7 @@ def write_page(path, links, module, names, most, index=False):
     live = [(c.id, c.source) for c in nb.cells if c.cell_type=='code' and not re.match(r'\s*#\|\s*(slow|gpu|net|notest|eval: *false)', c.source) and not c.source.lstrip().startswith('%')]
     pics = frames.of_notebook(live, path.stem, SRC/'_static', most, NBS)
     proc = NBProcessor(nb=nb, procs=[populate_language, hide_, hide_line, strip_ansi, rm_header_dash], rm_directives=False); proc.process()
-    cells = list(site_cells(path.stem, nb, links, module, names, pics))
+    cells = merged(site_cells(nb, links, module, names, pics))
     if not index:
         where = f'Notebook `nbs/{path.name}`' + (f', exported to {{py:mod}}`{PACKAGE}.{module}`' if module else '')
         head = cells[0]['source']; at = re.search(r'^> .*$', head, re.M)
@@ -134,7 +143,7 @@ def arguments(obj):
     docs = docments(obj, full=True, returns=True); sig = inspect.signature(obj); parts,rows,star = [], [], False
     for k,p in sig.parameters.items():
         if k=='self': continue
-        d = docs.get(k); default = '' if p.default is p.empty or type(p.default).__name__=='_HAS_DEFAULT_FACTORY_CLASS' else brief(p.default)
+        d = docs.get(k); default = '' if p.default is p.empty else '...' if type(p.default).__name__=='_HAS_DEFAULT_FACTORY_CLASS' else brief(p.default)
         if p.kind is p.KEYWORD_ONLY and not star: parts.append('*'); star = True
         star = star or p.kind is p.VAR_POSITIONAL
         parts.append({p.VAR_POSITIONAL:'*', p.VAR_KEYWORD:'**'}.get(p.kind, '')+k+(f'={default}' if p.default is not p.empty else ''))
@@ -169,11 +178,11 @@ def reference(name, path, mod, links):
     "The page of a module"
     own = own_names(name, mod); again = [n for n in mod.__all__ if n not in own]
     out = [f'# {name}', '', f'> {(mod.__doc__ or "").strip()}', '', f'Notebook [{path.stem.replace("_", " ", 1).replace("_", " ")}](../{path.name})', '', f':::{{py:module}} {PACKAGE}.{name}', ':::', '']
-    for n in own:
-        obj = getattr(mod, n)
-        if inspect.isclass(obj): out += entry('class', n, obj, links, name)
-        elif callable(obj) and hasattr(obj, '__code__'): out += entry('function', n, obj, links, name)
-        else: out += [f':::{{py:data}} {n}', *([f':value: {brief(obj, 100)}'] if brief(obj, 100)!='...' else []), ':::', '']
+    objects = {n: getattr(mod, n) for n in own}; plain = [n for n,o in objects.items() if not (inspect.isclass(o) or callable(o) and hasattr(o, '__code__'))]
+    for n,o in objects.items():
+        if n not in plain: out += entry('class' if inspect.isclass(o) else 'function', n, o, links, name)
+    if plain: out += ['## Constants', '']
+    for n in plain: out += [f':::{{py:data}} {n}', *([f':value: {brief(objects[n], 200)}'] if brief(objects[n], 200)!='...' else []), ':::', '']
     if again: out += ['Also to be had from here: ' + links(', '.join(f'`{n}`' for n in again), ''), '']
     (SRC/'api'/f'{name}.md').write_text('\n'.join(out))
     return len(own)

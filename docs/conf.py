@@ -8,10 +8,11 @@ from lvlm_study import __version__
 project,author,release,language = 'lvlm_study', 'The lvlm_study authors', __version__, 'en'
 copyright = 'the lvlm_study authors. Apache-2.0'
 extensions = ['myst_nb', 'sphinx_copybutton']
-myst_enable_extensions = ['dollarmath', 'colon_fence', 'deflist', 'attrs_inline']
+myst_enable_extensions = ['dollarmath', 'colon_fence', 'deflist', 'attrs_block']
 myst_heading_anchors,myst_update_mathjax = 4, False
 nb_execution_mode = 'off'                                   # outputs are those stored in the notebooks
-nb_merge_streams = True
+nb_merge_streams,nb_render_markdown_format = True, 'myst'
+nb_code_prompt_show = nb_code_prompt_hide = 'Imports and set-up'
 add_module_names,python_maximum_signature_line_length,toc_object_entries_show_parents = False, 88, 'hide'
 copybutton_exclude = '.linenos, .gp, .go'
 html_theme,html_title = 'furo', 'lvlm_study'
