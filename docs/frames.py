@@ -2,19 +2,27 @@
 import ast, html, io, itertools, json, os, sys
 from pathlib import Path
 
+def stored(node): return {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+
+def own(node):
+    "Names that are known only inside a function, a lambda or a comprehension"
+    out = set()
+    for n in ast.walk(node):
+        if isinstance(n, ast.comprehension): out |= stored(n.target)
+        if isinstance(n, (ast.FunctionDef, ast.Lambda)): out |= {a.arg for a in ast.walk(n.args) if isinstance(a, ast.arg)} | (stored(n) if isinstance(n, ast.FunctionDef) else set())
+    return out
+
 def defined(node):
     "Names that a top-level statement binds or changes"
     if isinstance(node, (ast.FunctionDef, ast.ClassDef)): return {node.name}
     if isinstance(node, (ast.Import, ast.ImportFrom)): return {(a.asname or a.name).split('.')[0] for a in node.names}
-    out = {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
-    for n in ast.walk(node):                                    # x[0] = 1, x.a = 1, x.update(y)
-        if isinstance(n, (ast.Subscript, ast.Attribute)) and isinstance(n.ctx, ast.Store) or isinstance(n, ast.Expr) and isinstance(n.value, ast.Call) and isinstance(n.value.func, ast.Attribute):
-            n = n.value.func if isinstance(n, ast.Expr) else n
-            while isinstance(n, (ast.Subscript, ast.Attribute)): n = n.value
-            if isinstance(n, ast.Name): out.add(n.id)
+    out,roots = stored(node)-own(node), [node.value.func] if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call) else []
+    for n in [n for n in ast.walk(node) if isinstance(n, (ast.Subscript, ast.Attribute)) and isinstance(n.ctx, ast.Store)] + [r for r in roots if isinstance(r, ast.Attribute)]:
+        while isinstance(n, (ast.Subscript, ast.Attribute)): n = n.value         # x[0] = 1, x.a = 1, x.update(y)
+        if isinstance(n, ast.Name): out.add(n.id)
     return out
 
-def used(node): return {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
+def used(node): return {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}-own(node)
 
 def needed(statements, last):
     "The statements before `last` that it needs, in order: what a page shows besides is not run"
@@ -23,9 +31,9 @@ def needed(statements, last):
         if defined(s) & want: out.append(s); want |= used(s)
     return out[::-1]
 
-def builds_widget(node):
-    "Is this a call of `interact` or `interactive`?"
-    return any(isinstance(n, ast.Call) and getattr(n.func, 'id', getattr(n.func, 'attr', '')) in ('interact', 'interactive') for n in ast.walk(node))
+def calls(node): return {getattr(n.func, 'id', getattr(n.func, 'attr', '')) for n in ast.walk(node) if isinstance(n, ast.Call)}
+
+def builds_widget(node): return bool(calls(node) & {'interact', 'interactive'})
 
 class Widget:
     "What `interactive` was asked for, kept instead of built"
@@ -93,7 +101,7 @@ def of_notebook(cells, name, static, most, cwd):
     import matplotlib; matplotlib.use('Agg')
     from PIL import Image
     sources = [(i, ast.parse(c)) for i,c in cells]; out,before = {}, []
-    if not most or not any(builds_widget(t) for _,t in sources): return out
+    if not most or not any(builds_widget(t) for _,t in sources) or not any(c.endswith('Slider') for _,t in sources for c in calls(t)): return out
     keep = ipywidgets.interactive, ipywidgets.interact, IPython.display.display, os.getcwd()
     ipywidgets.interactive = ipywidgets.interact = Widget
     IPython.display.display = lambda *objs, **kw: shown.extend(objs)
@@ -103,7 +111,8 @@ def of_notebook(cells, name, static, most, cwd):
             for s in tree.body:
                 if builds_widget(s) and not isinstance(s, (ast.FunctionDef, ast.ClassDef)):
                     space = dict(__name__='__frames__'); Widget.made = []
-                    exec(compile(ast.Module([*needed(before, s), s], []), f'{name}, cell {i}', 'exec'), space)
+                    try: exec(compile(ast.Module([*needed(before, s), s], []), f'{name}, cell {i}', 'exec'), space)
+                    except Exception as e: raise RuntimeError(f'{name}: what the slider of cell {i} needs does not run by itself') from e
                     for w in Widget.made:
                         root = f'_static/frames/{name}-{len(out)}/'; folder = static/'frames'/f'{name}-{len(out)}'
                         if controls := draw(w, folder, most):
