@@ -1,4 +1,6 @@
 # Two commands do everything, each with its own set-up in .venv: `make study` and `make test`.
+#   make lab                       JupyterLab, open on the index with the reading order
+#   make docs                      the documentation site, in _site
 #   make test PYTHON=python3.12    another Python for the set-up (3.11 or newer)
 #   make refresh NB=04 SLOW=1      one notebook, its slow cells too
 
@@ -8,7 +10,7 @@ BIN    := .venv/bin
 STAMP  := .venv/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: study test lab install refresh hooks clean
+.PHONY: study test lab docs install refresh hooks clean
 
 # The rows of this machine go to .study, beside those that came with the project in nbs/results.
 study: export LVLM_RESULTS = $(CURDIR)/.study
@@ -23,7 +25,10 @@ test: $(STAMP)
 	@bash tests/check.sh
 
 lab: $(STAMP)
-	@cd nbs && ../$(BIN)/jupyter lab
+	@cd nbs && ../$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/index.ipynb
+
+docs: $(STAMP)
+	@$(BIN)/python docs/build.py
 
 refresh: $(STAMP)
 	@$(BIN)/python tests/refresh.py $(NB) $(if $(SLOW),--slow)
@@ -41,10 +46,10 @@ $(STAMP): pyproject.toml
 	  { echo "$(PYTHON) -m venv failed; on Debian and Ubuntu: apt-get install python3-venv" >&2; rm -rf .venv; exit 1; }
 	@echo "Installing into .venv (a few minutes the first time)"
 	@$(BIN)/python -m pip install -qq '$(TORCH)'
-	@$(BIN)/python -m pip install -qq -e '.[dev]'
+	@$(BIN)/python -m pip install -qq -e '.[dev,docs]'
 	@touch $@
 
 clean:
-	@rm -rf _docs _proc build dist nbs/.last_checked nbs/nbdev.yml nbs/sidebar.yml .ruff_cache .pytest_cache
-	@find lvlm_study nbs tests -name __pycache__ -prune -exec rm -rf {} + -o -name .ipynb_checkpoints -prune -exec rm -rf {} +
+	@rm -rf _site _docs _proc build dist nbs/.last_checked nbs/nbdev.yml nbs/sidebar.yml .ruff_cache .pytest_cache
+	@find lvlm_study nbs tests docs -name __pycache__ -prune -exec rm -rf {} + -o -name .ipynb_checkpoints -prune -exec rm -rf {} +
 	@echo "Cleaned. The environment stays; remove it with: rm -rf .venv"

@@ -48,4 +48,9 @@ diff <(echo "$before") <(tree) || fail "Running the notebooks changed these file
 took
 
 part "pytest"
-python -m pytest tests -q
+python -m pytest tests -q --ignore tests/test_browser.py --ignore tests/test_docs.py --durations 5
+took
+
+part "site and browser"
+python -m pytest tests/test_docs.py tests/test_browser.py -q -rs
+took

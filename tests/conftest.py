@@ -1,5 +1,6 @@
 "What all tests share: no network, no state left behind, tests that need something skipped where it is missing."
-import os, random, shutil, sys
+import os, random, shutil, socket, sys
+from contextlib import contextmanager
 os.environ.update(HF_HUB_OFFLINE='1', HF_DATASETS_OFFLINE='1', TOKENIZERS_PARALLELISM='false', MPLBACKEND='Agg')
 import pytest
 
@@ -14,9 +15,11 @@ def has_gpu():
     import torch
     return torch.cuda.is_available()
 
+CHROMIUM = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
+
 def has_browser():
     import importlib.util
-    return importlib.util.find_spec('playwright') is not None and shutil.which('chromium') is not None
+    return importlib.util.find_spec('playwright') is not None and CHROMIUM is not None
 
 def pytest_collection_modifyitems(config, items):
     missing = {}
@@ -51,3 +54,36 @@ def nothing_left_behind():
     if mpl: dict.update(mpl.rcParams, rc)
     elif 'matplotlib' in sys.modules: sys.modules['matplotlib'].rcdefaults()
     if 'matplotlib.pyplot' in sys.modules: sys.modules['matplotlib.pyplot'].close('all')
+
+# --- the browser ----------------------------------------------------------------------------------------------------
+
+def free_port():
+    with socket.socket() as s: s.bind(('127.0.0.1', 0)); return s.getsockname()[1]
+
+QUIET = ['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking', '--disable-component-update', '--disable-sync']
+
+@pytest.fixture(scope='session')
+def browser():
+    "One headless Chromium for all tests"
+    from playwright.sync_api import sync_playwright
+    with sync_playwright() as p:
+        b = p.chromium.launch(executable_path=CHROMIUM, headless=True, args=QUIET)
+        yield b
+        b.close()
+
+@contextmanager
+def outside(browser, base, timeout=300, **kw):
+    "A page in a profile of its own, and the list of addresses it asked for that do not begin with `base`: none is let through"
+    ctx = browser.new_context(viewport=dict(width=1300, height=1000), **kw); asked = []
+    ctx.route(lambda u: not u.startswith((base, base.replace('http', 'ws'), 'data:', 'blob:')), lambda r: (asked.append(r.request.url), r.abort()))
+    page = ctx.new_page(); page.set_default_timeout(timeout*1000)
+    try: yield page, asked
+    finally: ctx.close()
+
+TOLD = pytest.StashKey()
+
+@pytest.fixture
+def told(request): return request.config.stash.setdefault(TOLD, []).append
+
+def pytest_terminal_summary(terminalreporter, config):
+    for line in config.stash.get(TOLD, []): terminalreporter.write_line(line)

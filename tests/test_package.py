@@ -1,5 +1,5 @@
 "The package imports in a fresh process, module by module, and says what it is."
-import configparser, importlib.metadata, json, os, shutil, subprocess, sys, zipfile
+import configparser, importlib.metadata, json, os, shutil, subprocess, sys, tomllib, zipfile
 import pytest
 from conftest import none_found
 from guards import PACKAGE, ROOT, notebooks
@@ -92,3 +92,14 @@ def test_wheel_holds_what_is_needed(tmp_path):
     want = {p.relative_to(ROOT).as_posix() for p in (ROOT/PACKAGE).rglob('*') if p.is_file() and '__pycache__' not in p.parts and p.name[0]!='.'}
     none_found(sorted(want - inside), 'The wheel lacks:')
     assert f'{PACKAGE}/py.typed' in inside and any(o.endswith('licenses/LICENSE') for o in inside)
+    for m in (p.name for p in (ROOT/PACKAGE/'study_models').iterdir() if p.is_dir()):
+        assert {f'{PACKAGE}/study_models/{m}/{f}' for f in ('model.safetensors', 'config.json')} <= inside
+    none_found([o for o in inside if o.split('/')[0] not in (PACKAGE, next(o.split('/')[0] for o in inside if '.dist-info/' in o))], 'The wheel holds what is no part of it:')
+
+def test_the_project_says_what_it_is():
+    meta = tomllib.loads((ROOT/'pyproject.toml').read_text())['project']
+    assert {'quant', 'ray', 'docs', 'dev'} <= set(meta['optional-dependencies'])
+    cff = (ROOT/'CITATION.cff').read_text()
+    assert f"version: {settings()['version']}" in cff and meta['license'] in cff and 'arXiv:2604.24380' in cff
+    for name in ('LICENSE', 'CHANGELOG.md', 'CONTRIBUTING.md', 'README.md'): assert (ROOT/name).stat().st_size > 100
+    assert 'make test' in (ROOT/'.github'/'workflows'/'test.yml').read_text()

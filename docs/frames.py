@@ -1,0 +1,123 @@
+"Pictures for the sliders of a notebook, drawn beforehand: a static page has no kernel that could draw them."
+import ast, html, io, itertools, json, os, sys
+from pathlib import Path
+
+def stored(node): return {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+
+def own(node):
+    "Names that are known only inside a function, a lambda or a comprehension"
+    out = set()
+    for n in ast.walk(node):
+        if isinstance(n, ast.comprehension): out |= stored(n.target)
+        if isinstance(n, (ast.FunctionDef, ast.Lambda)): out |= {a.arg for a in ast.walk(n.args) if isinstance(a, ast.arg)} | (stored(n) if isinstance(n, ast.FunctionDef) else set())
+    return out
+
+def defined(node):
+    "Names that a top-level statement binds or changes"
+    if isinstance(node, (ast.FunctionDef, ast.ClassDef)): return {node.name}
+    if isinstance(node, (ast.Import, ast.ImportFrom)): return {(a.asname or a.name).split('.')[0] for a in node.names}
+    out,roots = stored(node)-own(node), [node.value.func] if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call) else []
+    for n in [n for n in ast.walk(node) if isinstance(n, (ast.Subscript, ast.Attribute)) and isinstance(n.ctx, ast.Store)] + [r for r in roots if isinstance(r, ast.Attribute)]:
+        while isinstance(n, (ast.Subscript, ast.Attribute)): n = n.value         # x[0] = 1, x.a = 1, x.update(y)
+        if isinstance(n, ast.Name): out.add(n.id)
+    return out
+
+def used(node): return {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}-own(node)
+
+def needed(statements, last):
+    "The statements before `last` that it needs, in order: what a page shows besides is not run"
+    want,out = used(last), []
+    for s in reversed(statements):
+        if defined(s) & want: out.append(s); want |= used(s)
+    return out[::-1]
+
+def calls(node): return {getattr(n.func, 'id', getattr(n.func, 'attr', '')) for n in ast.walk(node) if isinstance(n, ast.Call)}
+
+def builds_widget(node): return bool(calls(node) & {'interact', 'interactive'})
+
+class Widget:
+    "What `interactive` was asked for, kept instead of built"
+    def __init__(self, f, *args, **kw): self.f,self.kw,Widget.made = f, kw, Widget.made+[self]
+    made = []
+
+def stops(control):
+    "(kind, values, number of the first one shown) of a control; None if it has no few values"
+    if hasattr(control, 'options'):
+        values = list(control.options); return 'select', values, values.index(control.value) if control.value in values else 0
+    if hasattr(control, 'step') and hasattr(control, 'min'):
+        n = round((control.max-control.min)/control.step); values = [round(control.min+i*control.step, 6) for i in range(n+1)]
+        return 'range', values, min(range(len(values)), key=lambda i: abs(values[i]-control.value))
+    return None
+
+def picture(widget, values):
+    "The figure that the function of a widget draws"
+    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
+    shown.clear(); res = widget.f(**values)
+    figs = [o for o in [*shown, res] if isinstance(o, Figure)]
+    fig = figs[0] if figs else plt.gcf() if plt.get_fignums() else None
+    plt.close('all')
+    return fig
+shown = []
+
+def draw(widget, folder, most):
+    "Draw all frames of a widget; returns its controls, or None where it draws no figure or has no slider"
+    from PIL import Image
+    from ipywidgets import fixed
+    kw = {k: v for k,v in widget.kw.items()}; still = {k: v.value for k,v in kw.items() if isinstance(v, fixed)}
+    controls = {k: stops(v) for k,v in kw.items() if k not in still}
+    if not controls or None in controls.values() or not any(c[0]=='range' for c in controls.values()): return None
+    for k in sorted(controls, key=lambda k: controls[k][0]!='select'):           # too many: choices go first, a slider stays
+        if _count(controls)>most and controls[k][0]=='select': still[k] = controls[k][1][controls[k][2]]; del controls[k]
+    if _count(controls)>most: return None
+    for at in itertools.product(*(range(len(c[1])) for c in controls.values())):
+        fig = picture(widget, still | {k: c[1][i] for (k,c),i in zip(controls.items(), at)})
+        if fig is None: return None
+        buf = io.BytesIO(); fig.savefig(buf, format='png', dpi=130)
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.open(buf).convert('RGB').quantize(128).save(folder/f'{"-".join(map(str, at))}.png', optimize=True)
+    return {k: c+((getattr(kw[k], 'description', '') or k),) for k,c in controls.items()}
+
+def _count(controls):
+    n = 1
+    for c in controls.values(): n *= len(c[1])
+    return n
+
+def page(controls, root, alt, width):
+    "The controls and the first picture as HTML"
+    words = lambda v: f'{v:g}' if isinstance(v, float) else str(v); parts = []
+    for k,(kind,values,at,label) in controls.items():
+        data = html.escape(json.dumps([words(v) for v in values])); more = f'name="{k}" data-words="{data}"'
+        if kind=='range': box = f'<input type="range" min="0" max="{len(values)-1}" step="1" value="{at}" {more} aria-valuetext="{words(values[at])}"><output>{words(values[at])}</output>'
+        else: box = f'<select {more}>' + ''.join(f'<option{" selected" if i==at else ""}>{html.escape(words(v))}</option>' for i,v in enumerate(values)) + '</select>'
+        parts.append(f'<label>{html.escape(label)} {box}</label>')
+    first = '-'.join(str(c[2]) for c in controls.values())
+    return (f'<figure class="frames" data-root="{root}" data-alt="{html.escape(alt)}"><div class="controls">{"".join(parts)}</div>'
+        f'<img src="{root}{first}.png" width="{width}" alt="{html.escape(alt)}"><figcaption>Drawn beforehand for every position. In JupyterLab the same slider draws anew.</figcaption></figure>')
+
+def of_notebook(cells, name, static, most, cwd):
+    "{position of a cell: HTML} for the cells of a notebook that end in a slider"
+    import ipywidgets, IPython.display
+    import matplotlib; matplotlib.use('Agg')
+    from PIL import Image
+    sources = [(i, ast.parse(c)) for i,c in cells]; out,before = {}, []
+    if not most or not any(builds_widget(t) for _,t in sources) or not any(c.endswith('Slider') for _,t in sources for c in calls(t)): return out
+    keep = ipywidgets.interactive, ipywidgets.interact, IPython.display.display, os.getcwd()
+    ipywidgets.interactive = ipywidgets.interact = Widget
+    IPython.display.display = lambda *objs, **kw: shown.extend(objs)
+    os.chdir(cwd)
+    try:
+        for i,tree in sources:
+            for s in tree.body:
+                if builds_widget(s) and not isinstance(s, (ast.FunctionDef, ast.ClassDef)):
+                    space = dict(__name__='__frames__'); Widget.made = []
+                    try: exec(compile(ast.Module([*needed(before, s), s], []), f'{name}, cell {i}', 'exec'), space)
+                    except Exception as e: raise RuntimeError(f'{name}: what the slider of cell {i} needs does not run by itself') from e
+                    for w in Widget.made:
+                        root = f'_static/frames/{name}-{len(out)}/'; folder = static/'frames'/f'{name}-{len(out)}'
+                        if controls := draw(w, folder, most):
+                            size = Image.open(next(folder.glob('*.png'))).width
+                            out[i] = page(controls, root, getattr(w.f, '__name__', 'picture').replace('_', ' '), round(size/1.5))
+                before.append(s)
+    finally: ipywidgets.interactive,ipywidgets.interact,IPython.display.display = keep[:3]; os.chdir(keep[3])
+    return out
