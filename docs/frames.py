@@ -1,6 +1,5 @@
 "Pictures for the sliders of a notebook, drawn beforehand: a static page has no kernel that could draw them."
-import ast, html, io, itertools, json, os, sys
-from pathlib import Path
+import ast, html, io, itertools, json, os
 
 def stored(node): return {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
 

@@ -746,6 +746,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'lvlm_study.study._smoke': ('study.html#_smoke', 'lvlm_study/study.py'),
                                   'lvlm_study.study.as_markdown': ('study.html#as_markdown', 'lvlm_study/study.py'),
                                   'lvlm_study.study.as_text': ('study.html#as_text', 'lvlm_study/study.py'),
+                                  'lvlm_study.study.beyond': ('study.html#beyond', 'lvlm_study/study.py'),
                                   'lvlm_study.study.criteria': ('study.html#criteria', 'lvlm_study/study.py'),
                                   'lvlm_study.study.data': ('study.html#data', 'lvlm_study/study.py'),
                                   'lvlm_study.study.differences': ('study.html#differences', 'lvlm_study/study.py'),

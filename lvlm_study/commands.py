@@ -20,7 +20,7 @@ import torch
 import transformers
 from fastcore.script import call_parse, is_cli
 from transformers import AutoProcessor, AutoTokenizer
-import lvlm_study.benchmarks
+from .benchmarks import SUITES
 from .core import default_device
 from .data import Collator, load_llava_json
 from .evaluation import average, compare, evaluate, first, open_suite, questions, read_records, tabulate
@@ -303,6 +303,7 @@ def lvlm_evaluate(model:str,          # A study model, a folder or a hub id
                  )->dict:
     "Ask the questions of a suite and score the answers. Example: lvlm_evaluate healed/model --suite pope --records healed.parquet"
     if limit<0: raise ValueError(f'limit is a number of questions, 0 for all, not {limit}')
+    if suite not in SUITES: raise ValueError(f'there is no suite {suite!r}: give one of {", ".join(SUITES)}')
     old = tabulate(read_records(base)) if base else None
     if dry_run:
         ds = open_suite(suite); q = questions(ds); ask = ds.select(first(q, limit or None)); lvlm = peek(model); new = q.new_tokens.mean() if 'new_tokens' in q else 12

@@ -75,9 +75,9 @@ def pooled(lvlm:LVLM,     # With as many KV groups as query heads
     return out
 
 # %% ../nbs/03h_families.ipynb #0b71b276
-FAMILIES = { # alone: from which step until which look-ups are asked alone; until: where the course stops; again: steps of a second one
+FAMILIES = { # alone: from which step until which look-ups are asked alone; until: where the course stops; again: more courses, each (steps of the encoder before it, steps)
     'tiny-bunny': dict(build=build_bunny, seed=1, steps=4800, alone=(1600, 1850)),
-    'tiny-internvl': dict(build=build_internvl, seed=2, steps=4800, alone=(1600, 1850), until=3600, again=2400)}
+    'tiny-internvl': dict(build=build_internvl, seed=2, steps=4800, alone=(1600, 1850), until=3600, again=((1000, 2400), (0, 1600), (1500, 1200)))}
 POOLED = {'tiny-gqa': dict(parent='tiny-llava', seed=3, steps=1400)}
 
 # %% ../nbs/03h_families.ipynb #f5ca041b
@@ -113,16 +113,17 @@ def keep(lvlm:LVLM,   # After its course
 def _means(log): return [round(float(np.mean(log[i:i+20])), 4) for i in range(0, len(log), 20)]
 
 def courses(lvlm:LVLM, # Changed in place
-            plan:dict, # As in `FAMILIES`
-            eye:int=1000 # Steps of the encoder before a second course
+            plan:dict  # As in `FAMILIES`
            )->dict:    # What the recipe says of it
-    "The course that is planned, and where one is planned a second, after the eye has been taught again."
+    "The course that is planned, and where more are planned these, some after the eye has been taught again."
     name,until = lvlm.name, plan.get('until') or plan['steps']
     log = second_course(lvlm, name, plan['steps'], pick=partial(from_nothing, alone=plan['alone']), until=until)
-    done = dict(seed=plan['seed'], steps=until, alone=plan['alone'], batch=12, loss=_means(log))
-    if not plan.get('again'): return done
-    seen = look_around(lvlm, eye, seed=plan['seed']+20); log = second_course(lvlm, f'{name}-again', plan['again'])
-    return done | dict(second=dict(steps=plan['again'], around=seen, loss=_means(log)))
+    done = dict(seed=plan['seed'], steps=until, alone=plan['alone'], batch=12, loss=_means(log), again=[])
+    for i,(eye,steps) in enumerate(plan.get('again', ()), 2):
+        seen = look_around(lvlm, eye, seed=plan['seed']+10*i) if eye else {}
+        done['again'].append(dict(eye=eye, steps=steps, around=seen, loss=_means(second_course(lvlm, f'{name}-{i}', steps))))
+    return done
+
 
 # %% ../nbs/03h_families.ipynb #4d482589
 def make_pooled(name, folder, **plan):
@@ -134,7 +135,7 @@ def make_pooled(name, folder, **plan):
 
 def make_family(name:str,        # One of `FAMILIES` or `POOLED`
                 folder=STUDY_MODELS, # Where to
-                eye:tuple=(500, 1000, 1000), # Steps of the lessons of the encoder: what is there, what is around, and that again
+                eye:tuple=(500, 1000), # Steps of the first lessons of the encoder: what is there, and what is around
                 sizes:dict=None, # Other sizes, as for the builder
                 **plan           # Other plans, as in `FAMILIES`
                )->Path:          # Where it is kept
@@ -144,7 +145,7 @@ def make_family(name:str,        # One of `FAMILIES` or `POOLED`
     t0,plan = time.time(), FAMILIES[name]|plan; lvlm = plan['build'](plan['seed'], **sizes or {}); lvlm.name = name
     cells = pretrain_vision(lvlm, eye[0], seed=plan['seed']); look_around(lvlm, eye[1], seed=plan['seed']+10)
     print(f'{name}: the encoder names {cells:.1%} of the cells after {time.time()-t0:.0f} s', flush=True)
-    done = courses(lvlm, plan, eye[2])
+    done = courses(lvlm, plan)
     return keep(lvlm, done | dict(cells_named=round(cells, 4), secs=round(time.time()-t0), env=environment()), folder)
 
 if __name__=='__main__' and '__file__' in globals(): # Run as a module, not as a notebook
@@ -158,9 +159,9 @@ def plot_courses(recipes:dict, # Name -> as kept in `recipe.json`
     import matplotlib.pyplot as plt
     axs = plt.subplots(1, len(recipes), figsize=(2.6*len(recipes), 2.1), sharey=True, squeeze=False)[1][0] if axs is None else axs
     for (name,r),ax in zip(recipes.items(), axs):
-        loss = r['loss']+r.get('second', {}).get('loss', []); ax.plot([20*i+10 for i in range(len(loss))], loss, color=COLORS['full'], lw=1)
+        parts = [r['loss'], *(a['loss'] for a in r.get('again', ()))]; loss = sum(parts, []); ax.plot([20*i+10 for i in range(len(loss))], loss, color=COLORS['full'], lw=1)
         for s in r.get('alone', ()): ax.axvline(s, color=COLORS['chance'], zorder=0)
-        if 'second' in r: ax.axvline(r['steps'], color=COLORS['image'], ls='--', lw=1, zorder=0)
+        for s in np.cumsum([len(p) for p in parts[:-1]]): ax.axvline(20*s, color=COLORS['image'], ls='--', lw=1, zorder=0)
         ax.set(xlabel='step', xlim=(0, 20*len(loss)), ylim=(0, 1.6), title=name)
     axs[0].set_ylabel('loss on answer tokens')
     return axs

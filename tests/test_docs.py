@@ -1,6 +1,5 @@
 "The documentation site: built from the notebooks, its links followed, opened in a browser."
 import functools, html.parser, http.server, shutil, subprocess, sys, threading
-from pathlib import Path
 from urllib.parse import unquote, urldefrag
 import pytest
 from conftest import none_found, outside

@@ -15,7 +15,7 @@ from lvlm_study.models import load_lvlm, save_lvlm
 from lvlm_study.recovery import recover
 from lvlm_study.study import differences, draw_all, grid, run_all, summary
 from lvlm_study.suite import instructions, small_suite
-from lvlm_study.surgery import Plan, apply_plan, doctor, sizes
+from lvlm_study.surgery import Plan, apply_plan, doctor
 
 @pytest.fixture(scope='module')
 def lvlm(): return load_lvlm('tiny-llava')

@@ -1,7 +1,7 @@
 "Refreshing a notebook stores what one clean run gives, and nothing of a run that failed."
 import json, subprocess, sys
 import pytest
-from refresh import differences, near
+from refresh import near
 from test_guards import cell, md, shown, write
 from guards import ROOT
 
