@@ -126,7 +126,10 @@ def courses(lvlm:LVLM, # Changed in place
 
 
 # %% ../nbs/03h_families.ipynb #4d482589
-def make_pooled(name, folder, **plan):
+def make_pooled(name:str, # One of `POOLED`
+                folder,   # Where to
+                **plan    # Other plans, as in `POOLED`
+               )->Path:   # Where it is kept
     "A model with few KV groups from one with many."
     t0,plan = time.time(), POOLED[name]|plan; parent = load_lvlm(plan['parent']); parent.model.float()
     lvlm = pooled(parent, seed=plan['seed']); lvlm.name = name

@@ -502,9 +502,7 @@ for rank in (0, 1):                                # the libraries are imported 
         finally: sys.stdout.flush(); os._exit(code)
 sys.exit(max(os.waitstatus_to_exitcode(os.waitpid(p, 0)[1]) for p in born))
 '''
-def same_in_parts(by1, by2):
-    one,two = map(R.load_recovery, (by1, by2))
-    assert one.indices == two.indices and gap(weights(one.lvlm), weights(two.lvlm)) < 1e-5
+def same_curves(one, two):
     for k in ('loss', 'sft', 'kl', 'hidden', 'grad_norm'): assert one.curves[k].tolist() == pytest.approx(two.curves[k].tolist(), rel=1e-4)
 
 def free_port():
@@ -517,11 +515,15 @@ def test_two_processes_are_one(tmp_path):
     (tmp_path/'two.py').write_text(TWO); here = {}
     exec(TWO.split('def process')[0], here); here['work'](tmp_path/'by1', 8)
     subprocess.run([sys.executable, tmp_path/'two.py', tmp_path/'by2', '4', str(free_port())], check=True)
-    same_in_parts(tmp_path/'by1', tmp_path/'by2')
+    one,two = map(R.load_recovery, (tmp_path/'by1', tmp_path/'by2'))
+    assert one.indices == two.indices and gap(weights(one.lvlm), weights(two.lvlm)) < 1e-5
+    same_curves(one, two)
 
 @pytest.mark.slow
 def test_torchrun(tmp_path):
     (tmp_path/'two.py').write_text(TWO)
     start = [sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node']
     for n,batch in ((1, 8), (2, 4)): subprocess.run([*start, str(n), '--master_port', str(free_port()), tmp_path/'two.py', tmp_path/f'by{n}', str(batch), '0'], check=True, capture_output=True)
-    same_in_parts(tmp_path/'by1', tmp_path/'by2')
+    one,two = map(R.load_recovery, (tmp_path/'by1', tmp_path/'by2'))
+    assert one.indices == two.indices and gap(weights(one.lvlm), weights(two.lvlm)) < 1e-5
+    same_curves(one, two)
