@@ -59,7 +59,7 @@ FOUR,SEEDS = (.15, .30, .45, .60), (0, 1, 2)
 def _cut(method, criterion, ratio, model, **kw):
     return Run(f'{method}_pruning', model=model, method=method, criterion=criterion, ratio=ratio, **dict(calibration=CALIBRATION)|kw)
 
-SHARE = .20 # Of the data, where recipes are compared
+SHARE = .10 # Of the data, where recipes are compared
 def _heal(method, ratio, model, recovery='sft', trains='projector+lora', fraction=SHARE, **kw):
     return Run('recovery', model=model, method=method, criterion=dict(layer='bi', width='taylor')[method], ratio=ratio, recovery=recovery,
         trains=trains, fraction=fraction, calibration=CALIBRATION, **kw)
@@ -119,7 +119,7 @@ def data(models=None, # Names; None: all study models
     "The paper's best recipe on less data, for as many epochs and for as many steps."
     for s,m,r,f in product(seeds, models or study_models(), FOUR, FRACTIONS):
         yield _heal('width', r, m, 'sft+hidden', fraction=f, seed=s)
-        if f in (.05, .20): yield _heal('width', r, m, 'sft+hidden', fraction=f, seed=s, note='equal steps')
+        if f==.05: yield _heal('width', r, m, 'sft+hidden', fraction=f, seed=s, note='equal steps')
 
 def beyond(models=None, # Names; None: tiny-llava
            seeds=SEEDS  # As for `training`
