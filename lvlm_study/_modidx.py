@@ -782,6 +782,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'lvlm_study.study.main': ('study.html#main', 'lvlm_study/study.py'),
                                   'lvlm_study.study.make_plan': ('study.html#make_plan', 'lvlm_study/study.py'),
                                   'lvlm_study.study.make_student': ('study.html#make_student', 'lvlm_study/study.py'),
+                                  'lvlm_study.study.models_table': ('study.html#models_table', 'lvlm_study/study.py'),
                                   'lvlm_study.study.needed': ('study.html#needed', 'lvlm_study/study.py'),
                                   'lvlm_study.study.original': ('study.html#original', 'lvlm_study/study.py'),
                                   'lvlm_study.study.paper_line': ('study.html#paper_line', 'lvlm_study/study.py'),

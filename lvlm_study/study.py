@@ -6,8 +6,8 @@
 __all__ = ['CALIBRATION', 'RATIOS', 'TRAINS', 'FOUR', 'SEEDS', 'SHARE', 'MIDDLE', 'LAYER_WAYS', 'WIDTH_WAYS', 'PRESETS', 'NOTED',
            'EXPERIMENTS', 'LINES', 'SHIPPED', 'quick', 'pruning', 'criteria', 'scoring', 'training', 'losses', 'data',
            'beyond', 'grid', 'needed', 'run_scores', 'run_importance', 'original', 'iterative_order', 'make_plan',
-           'make_student', 'heal', 'run_model', 'run_all', 'summary', 'as_text', 'as_markdown', 'paper_line',
-           'plot_retention', 'draw_all', 'differences', 'shard_of', 'main', 'readme']
+           'make_student', 'heal', 'run_model', 'run_all', 'summary', 'as_text', 'as_markdown', 'models_table',
+           'paper_line', 'plot_retention', 'draw_all', 'differences', 'shard_of', 'main', 'readme']
 
 # %% ../nbs/12_study.ipynb #4e7f6e5e
 import json
@@ -285,6 +285,18 @@ def as_markdown(df:pd.DataFrame # From `summary`
             for r in df.to_dict('records')]
     head = '| model | asked | realised | parameters | MB | AVG | retention in % | above chance | seconds |'
     return Markdown('\n'.join([head, '|'+' --- |'*9, *rows]))
+
+# %% ../nbs/12_study.ipynb #7e76aa79
+def models_table(models=None # Names; None: all study models
+                )->Markdown: # Shown as a table
+    "The study models and their scores, from stored rows."
+    lines = [f'| model | vision + language model | parameters | {" | ".join(NINE)} | AVG |', '|'+' --- |'*(len(NINE)+4)]
+    for m in models or study_models():
+        row = read_rows('layer_pruning').get(Run('layer_pruning', model=m).key)
+        if not row or 'metrics' not in row: continue
+        v,cfg = row['metrics'], load_lvlm(m).config
+        lines.append(f"| {m} | {cfg.vision_config.model_type.removesuffix('_model')} + {cfg.text_config.model_type} | {v['parameters']/1e6:.2f} M | " + ' | '.join(f'{v[b]:.0f}' for b in NINE) + f" | {v['AVG']:.1f} |")
+    return Markdown('\n'.join(lines))
 
 # %% ../nbs/12_study.ipynb #d9800ec0
 def paper_line(recovery:str # 'none', 'sft:projector' or 'sft:projector+lora'
