@@ -77,7 +77,7 @@ def pooled(lvlm:LVLM,     # With as many KV groups as query heads
 # %% ../nbs/03h_families.ipynb #0b71b276
 FAMILIES = { # alone: from which step until which look-ups are asked alone; until: where the course stops; again: more courses, each (steps of the encoder before it, steps)
     'tiny-bunny': dict(build=build_bunny, seed=1, steps=4800, alone=(1600, 1850)),
-    'tiny-internvl': dict(build=build_internvl, seed=2, steps=4800, alone=(1600, 1850), until=3600, again=((1000, 2400), (0, 1600), (1500, 1200)))}
+    'tiny-internvl': dict(build=build_internvl, seed=2, steps=4800, alone=(1600, 1850), until=3600, again=((1000, 2400), (0, 1600)))}
 POOLED = {'tiny-gqa': dict(parent='tiny-llava', seed=3, steps=1400)}
 
 # %% ../nbs/03h_families.ipynb #f5ca041b
