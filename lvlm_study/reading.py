@@ -173,7 +173,7 @@ def gallery(ds:datasets.Dataset, # The suite
            ):                    # An `ipywidgets.interactive`
     "Leaf through the questions of a suite and what the models said."
     from ipywidgets import Dropdown, IntSlider, fixed, interactive
-    return interactive(leaf, ds=fixed(ds), tables=fixed(tables), benchmark=Dropdown(options=list(next(iter(tables.values())).index)),
+    return interactive(leaf, dict(auto_display=True), ds=fixed(ds), tables=fixed(tables), benchmark=Dropdown(options=list(next(iter(tables.values())).index)),
         kind=Dropdown(options=list(KINDS), value='all'), number=IntSlider(0, min=0, max=50, continuous_update=False))
 
 # %% ../nbs/03e_reading.ipynb #a4d8a8c1
