@@ -209,6 +209,7 @@ def build(out=OUT, most=120):
     "Write the sources, call Sphinx; returns what was built, in numbers"
     from sphinx.cmd.build import build_main
     start,names = time.time(), [p.stem for p in notebooks()]
+    __import__('transformers').logging.disable_progress_bar()
     (SRC/'_static').mkdir(parents=True)
     for f in ('site.css', 'frames.js'): shutil.copy(ROOT/'docs'/f, SRC/'_static')
     shutil.copytree(ROOT/'figures', SRC/'figures')

@@ -107,7 +107,7 @@ class Card:
         cells = lambda m,a,s: f'<td>{e(m)}</td><td style="text-align:left">{e(a)}</td><td>{"✓" if s>=.5 else "✗"}</td>'
         rows = ''.join(f'<tr>{cells(*x)}</tr>' for x in [('right', self.right, 1.), *self.said])
         asked = f'<div style="white-space:pre-wrap;max-width:40em">{e(self.question)}</div>'
-        picture = f'<img src="data:image/png;base64,{self.png}" style="height:160px">' if self.png else ''
+        picture = f'<img src="data:image/png;base64,{self.png}" alt="Picture of the question" style="height:160px">' if self.png else ''
         return f'<div style="display:flex;gap:1.5em">{picture}<div>{asked}<table>{rows}</table></div></div>'
 
 # %% ../nbs/03e_reading.ipynb #d88e7790

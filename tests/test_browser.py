@@ -31,6 +31,7 @@ def lab(tmp_path_factory):
         (root/nb.path.name).write_text(json.dumps(js))
     tracker = own/'lab'/'@jupyterlab'/'notebook-extension'/'tracker.jupyterlab-settings'; tracker.parent.mkdir(parents=True)
     tracker.write_text('{"windowingMode": "none"}')           # all cells are in the page at once
+    news = own/'lab'/'@jupyterlab'/'apputils-extension'/'notification.jupyterlab-settings'; news.parent.mkdir(parents=True); news.write_text('{"fetchNews": "false"}')
     env = {k: v for k,v in os.environ.items() if k!='MPLBACKEND'} | dict(PYTHONPATH=str(ROOT), JUPYTER_CONFIG_DIR=str(own), JUPYTER_RUNTIME_DIR=str(own),
         JUPYTERLAB_SETTINGS_DIR=str(own/'lab'), JUPYTERLAB_WORKSPACES_DIR=str(own/'work'), LVLM_FIGURES=str(tmp_path_factory.mktemp('drawn')), OMP_NUM_THREADS='1')
     args = ['--no-browser', '--allow-root', '--ip=127.0.0.1', f'--port={port}', '--ServerApp.port_retries=0', '--IdentityProvider.token=', '--ServerApp.password=',
