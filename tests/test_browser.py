@@ -1,5 +1,6 @@
 "JupyterLab in a real browser: notebooks with a widget are run from top to bottom, and every slider is moved with the keyboard."
 import ast, json, os, re, shutil, statistics, subprocess, sys, time, urllib.request
+from contextlib import ExitStack, suppress
 import pytest
 from conftest import free_port, outside
 from guards import NBS, ROOT, notebooks
@@ -91,24 +92,31 @@ def test_index(lab, browser):
         link.click(); page.locator('.lm-TabBar-tabLabel', has_text='06_layer_pruning.ipynb').first.wait_for()
         assert asked==[]
 
+@pytest.fixture(scope='module')
+def running(lab, browser):
+    "All notebooks, each in a page, run from top to bottom side by side; {name: (page, addresses outside that it asked for)}"
+    with ExitStack() as stack:
+        pages = {nb.name: stack.enter_context(outside(browser, lab)) for nb in FOUND}
+        for name,(page,_) in pages.items():
+            page.goto(f'{lab}/lab/tree/{name}.ipynb?reset')
+            page.wait_for_selector('.jp-Notebook .jp-Cell')
+            page.wait_for_function("document.querySelector('#jp-main-statusbar')?.innerText.includes('| Idle')")    # before that, running asks for a kernel
+            page.locator('.lm-MenuBar-itemLabel', has_text='Run').first.click()
+            page.locator('.lm-Menu-item[data-command="runmenu:run-all"]').click()
+        for page,_ in pages.values():                            # a key is timed only when all are done
+            with suppress(Exception): page.wait_for_function(DONE)
+        yield pages
+
 @pytest.mark.browser
 @pytest.mark.parametrize('nb', FOUND, ids=lambda nb: nb.name)
-def test_widget(nb, lab, browser, told):
-    with outside(browser, lab) as (page, asked):
-        page.goto(f'{lab}/lab/tree/{nb.path.name}?reset')
-        page.wait_for_selector('.jp-Notebook .jp-Cell')
-        page.wait_for_function("document.querySelector('#jp-main-statusbar')?.innerText.includes('| Idle')")    # before that, running asks for a kernel
-        page.locator('.lm-MenuBar-itemLabel', has_text='Run').first.click()
-        page.locator('.lm-Menu-item[data-command="runmenu:run-all"]').click()
-        page.wait_for_function(DONE)
-        errors = page.locator('.jp-RenderedText[data-mime-type="application/vnd.jupyter.error"], .jp-RenderedText[data-mime-type="application/vnd.jupyter.stderr"]')
-        assert [e[:300] for e in errors.all_inner_texts()]==[]
-        boxes = [b for b in page.locator('.widget-interact').all() if b.locator('.noUi-handle, select').count()]
-        assert boxes, 'the page shows no widget'
-        for box in boxes:
-            took = move(page, box); ms = statistics.median(took); look(page, nb.name)
-            told(f'{nb.name}: {ms:.0f} ms from a key to a new picture (median of {len(took)}; target {TARGET})')
-            assert ms<=BOUND
-        assert [e[:300] for e in errors.all_inner_texts()]==[] and asked==[]
-        page.evaluate("""async base => { for (const s of await (await fetch(base+'/api/sessions')).json()) await fetch(base+'/api/sessions/'+s.id, {method: 'DELETE',
-          headers: {'X-XSRFToken': document.cookie.match(/_xsrf=([^;]*)/)?.[1] || ''}}) }""", lab)               # its kernel is not left in memory
+def test_widget(nb, running, told):
+    page,asked = running[nb.name]; page.bring_to_front()
+    errors = page.locator('.jp-RenderedText[data-mime-type="application/vnd.jupyter.error"], .jp-RenderedText[data-mime-type="application/vnd.jupyter.stderr"]')
+    assert page.evaluate(f'({DONE})()') and [e[:300] for e in errors.all_inner_texts()]==[]
+    boxes = [b for b in page.locator('.widget-interact').all() if b.locator('.noUi-handle, select').count()]
+    assert boxes, 'the page shows no widget'
+    for box in boxes:
+        took = move(page, box); ms = statistics.median(took); look(page, nb.name)
+        told(f'{nb.name}: {ms:.0f} ms from a key to a new picture (median of {len(took)}; target {TARGET})')
+        assert ms<=BOUND
+    assert [e[:300] for e in errors.all_inner_texts()]==[] and asked==[]
