@@ -67,9 +67,17 @@ def sharp(cell, slug):
     raw = file.read_bytes(); pics[0]['data']['image/png'] = base64.b64encode(raw).decode()
     return round(struct.unpack('>I', raw[16:20])[0]*96/144)
 
-def cells_told(table, most=36):
-    "Cells of a table marked as short (kept on one line) or long"
-    return re.sub(r'<(t[dh])>([^<]*)</', lambda m: f'<{m[1]} class="{"short" if len(html.unescape(m[2]))<=most else "long"}">{m[2]}</', table)
+def columns_told(text, most=36):
+    "Tables whose columns of long texts are marked, so that these are broken into lines and the others are not"
+    def told(table):
+        rows = [re.findall(r'<t[dh][^>]*>(.*?)</t[dh]>', r, re.S) for r in re.findall(r'<tr.*?</tr>', table[0], re.S)]; wide = max(map(len, rows), default=0)
+        long = {i for r in rows if len(r)==wide for i,c in enumerate(r) if len(html.unescape(re.sub('<.*?>', '', c)))>most}; at = iter(())
+        def cell(m):
+            nonlocal at
+            if m[0].startswith('<tr'): at = iter(range(wide)); return m[0]
+            return f'<{m[1]} class="{"long" if next(at, -1) in long else "short"}"'
+        return re.sub(r'<tr\b|<(t[dh])\b', cell, table[0])
+    return re.sub(r'<table.*?</table>', told, text, flags=re.S)
 
 def site_cells(nb, links, module, names, pics):
     "The cells of a notebook as the site shows them"
@@ -93,7 +101,7 @@ def site_cells(nb, links, module, names, pics):
         if 'echo:' in flags or 'hide_input' in flags: tags.append('remove-input')
         elif body and (all(isinstance(b, (ast.Import, ast.ImportFrom)) for b in body) or 'set_verbosity' in src and len(src)<250): tags.append('hide-input')
         for o in c.get('outputs', []):
-            if 'text/html' in o.get('data', {}): o['data']['text/html'] = cells_told(re.sub(r'<style scoped>.*?</style>', '', ''.join(o['data']['text/html']), flags=re.S))
+            if 'text/html' in o.get('data', {}): o['data']['text/html'] = columns_told(re.sub(r'<style scoped>.*?</style>', '', ''.join(o['data']['text/html']), flags=re.S))
         if c.id in pics: c['outputs'] = [dict(output_type='display_data', metadata={}, data={'text/html': pics[c.id], 'text/plain': 'slider'})]
         elif not c.get('outputs') and body and isinstance(body[-1], ast.Expr) and isinstance(body[-1].value, ast.Name) and not {'slow', 'exported'} & set(tags):
             c['outputs'] = [dict(output_type='display_data', metadata={}, data={'text/html': NO_KERNEL, 'text/plain': 'controls'})]
