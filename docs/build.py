@@ -11,6 +11,8 @@ NBS,OUT,PACKAGE = ROOT/'nbs', ROOT/'_site', 'lvlm_study'
 SRC = Path(tempfile.mkdtemp())/'pages'                     # what Sphinx reads
 EXPORTED,SKIPPED = {'export', 'exports', 'exporti'}, {'slow', 'gpu', 'net', 'notest'}
 
+NO_KERNEL = '<p class="where">A widget: its controls are shown in JupyterLab.</p>'
+
 def notebooks(): return sorted(p for p in NBS.glob('*.ipynb') if p.name[0] not in '._' and p.stem!='index')
 
 # --- names ------------------------------------------------------------------------------------------------------
@@ -65,6 +67,18 @@ def sharp(cell, slug):
     raw = file.read_bytes(); pics[0]['data']['image/png'] = base64.b64encode(raw).decode()
     return round(struct.unpack('>I', raw[16:20])[0]*96/144)
 
+def columns_told(text, most=36):
+    "Tables whose columns of long texts are marked, so that these are broken into lines and the others are not"
+    def told(table):
+        rows = [re.findall(r'<t[dh][^>]*>(.*?)</t[dh]>', r, re.S) for r in re.findall(r'<tr.*?</tr>', table[0], re.S)]; wide = max(map(len, rows), default=0)
+        long = {i for r in rows if len(r)==wide for i,c in enumerate(r) if len(html.unescape(re.sub('<.*?>', '', c)))>most}; at = iter(())
+        def cell(m):
+            nonlocal at
+            if m[0].startswith('<tr'): at = iter(range(wide)); return m[0]
+            return f'<{m[1]} class="{"long" if next(at, -1) in long else "short"}"'
+        return re.sub(r'<tr\b|<(t[dh])\b', cell, table[0])
+    return re.sub(r'<table.*?</table>', told, text, flags=re.S)
+
 def site_cells(nb, links, module, names, pics):
     "The cells of a notebook as the site shows them"
     said,before = alts(nb.cells), ''
@@ -87,8 +101,10 @@ def site_cells(nb, links, module, names, pics):
         if 'echo:' in flags or 'hide_input' in flags: tags.append('remove-input')
         elif body and (all(isinstance(b, (ast.Import, ast.ImportFrom)) for b in body) or 'set_verbosity' in src and len(src)<250): tags.append('hide-input')
         for o in c.get('outputs', []):
-            if 'text/html' in o.get('data', {}): o['data']['text/html'] = re.sub(r'<style scoped>.*?</style>', '', ''.join(o['data']['text/html']), flags=re.S)
+            if 'text/html' in o.get('data', {}): o['data']['text/html'] = columns_told(re.sub(r'<style scoped>.*?</style>', '', ''.join(o['data']['text/html']), flags=re.S))
         if c.id in pics: c['outputs'] = [dict(output_type='display_data', metadata={}, data={'text/html': pics[c.id], 'text/plain': 'slider'})]
+        elif not c.get('outputs') and body and isinstance(body[-1], ast.Expr) and isinstance(body[-1].value, ast.Name) and not {'slow', 'exported'} & set(tags):
+            c['outputs'] = [dict(output_type='display_data', metadata={}, data={'text/html': NO_KERNEL, 'text/plain': 'controls'})]
         c['source'],c['metadata'] = src, dict(tags=tags, mystnb=dict(image=show))
         yield c
 
@@ -137,12 +153,12 @@ def brief(x, most=60):
 
 def anno(a): return '' if a is None or a is inspect.Parameter.empty else re.sub(r'\b[\w.]+\.(?=\w)', '', getattr(a, '__name__', None) if inspect.isclass(a) else str(a))
 
-def arguments(obj):
+def arguments(obj, bound=False):
     "(signature, rows of the table of arguments, what is returned) from docments"
     from fastcore.docments import docments, empty
     docs = docments(obj, full=True, returns=True); sig = inspect.signature(obj); parts,rows,star = [], [], False
     for k,p in sig.parameters.items():
-        if k=='self': continue
+        if bound and p is next(iter(sig.parameters.values())): continue
         d = docs.get(k); default = '' if p.default is p.empty else '...' if type(p.default).__name__=='_HAS_DEFAULT_FACTORY_CLASS' else brief(p.default)
         if p.kind is p.KEYWORD_ONLY and not star: parts.append('*'); star = True
         star = star or p.kind is p.VAR_POSITIONAL
@@ -152,9 +168,9 @@ def arguments(obj):
     back = ' '.join(x for x in (f'`{anno(r.anno)}`' if r and anno(r.anno) else '', (r.docment if r and r.docment and r.docment is not empty else '')) if x)
     return f'({", ".join(parts)})', rows, back.strip()
 
-def entry(kind, name, obj, links, module, ticks=4):
+def entry(kind, name, obj, links, module, ticks=4, bound=False):
     "A function, class or method in the reference"
-    try: sig,rows,back = arguments(obj)
+    try: sig,rows,back = arguments(obj, bound)
     except (ValueError, TypeError): sig,rows,back = '', [], ''
     cell = lambda s: links(str(s).replace('\n', ' ').replace('|', '\\|'), module)
     doc = (inspect.getdoc(obj) or '') if not (inspect.isclass(obj) and obj.__doc__ and obj.__doc__.startswith(obj.__name__+'(')) else ''
@@ -171,7 +187,7 @@ def methods(cls, links, module):
         if isinstance(f, property) or type(f).__name__=='cached_property':
             out += [f':::{{py:property}} {n}', '', links(inspect.getdoc(f) or '', module), ':::', '']
         elif inspect.isfunction(g := getattr(f, '__func__', f)) and g.__module__.startswith(PACKAGE):
-            out += entry('method', n, g, links, module, 3)
+            out += entry('method', n, g, links, module, 3, not isinstance(f, staticmethod))
     return out
 
 def reference(name, path, mod, links):
@@ -201,6 +217,7 @@ def build(out=OUT, most=120):
     "Write the sources, call Sphinx; returns what was built, in numbers"
     from sphinx.cmd.build import build_main
     start,names = time.time(), [p.stem for p in notebooks()]
+    __import__('transformers').logging.disable_progress_bar()
     (SRC/'_static').mkdir(parents=True)
     for f in ('site.css', 'frames.js'): shutil.copy(ROOT/'docs'/f, SRC/'_static')
     shutil.copytree(ROOT/'figures', SRC/'figures')
@@ -211,7 +228,7 @@ def build(out=OUT, most=120):
     drawn = len(list((SRC/'_static').glob('frames/*/*.png')))
     print(f'{len(names)} notebooks, {len(mods)} modules with {listed} names, {sliders} sliders over {drawn} frames: {time.time()-start:.0f} s', flush=True)
     made = SRC.parent/'html'
-    if build_main(['-q', '-W', '--keep-going', '-b', 'html', '-c', str(ROOT/'docs'), '-D', f'html_static_path={SRC/"_static"}', '-d', str(SRC.parent/'doctrees'), str(SRC), str(made)]):
+    if build_main(['-q', '-W', '--keep-going', '-j', '2', '-b', 'html', '-c', str(ROOT/'docs'), '-D', f'html_static_path={SRC/"_static"}', '-d', str(SRC.parent/'doctrees'), str(SRC), str(made)]):
         sys.exit('The site has faults: see above.')
     shutil.rmtree(out, ignore_errors=True); shutil.move(made, out)
     pages = sum(1 for _ in Path(out).rglob('*.html'))
@@ -221,7 +238,7 @@ def build(out=OUT, most=120):
 if __name__=='__main__':
     ap = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     ap.add_argument('--out', default=OUT, type=Path, help='folder of the site (default: _site)')
-    ap.add_argument('--frames', default=120, type=int, help='pictures a slider may have; where there would be more, its menus stay as they are (default: 120)')
+    ap.add_argument('--frames', default=120, type=int, help='pictures a widget may have; where there would be more, menus stay as they are and sliders get fewer stops (default: 120)')
     a = ap.parse_args()
     try: build(a.out, a.frames)
     finally: shutil.rmtree(SRC.parent)

@@ -40,13 +40,22 @@ class Widget:
     made = []
 
 def stops(control):
-    "(kind, values, number of the first one shown) of a control; None if it has no few values"
+    "(kind, values, number of the first one shown, their words) of a control; None if it has no few values"
     if hasattr(control, 'options'):
-        values = list(control.options); return 'select', values, values.index(control.value) if control.value in values else 0
+        pairs = [o if isinstance(o, tuple) else (words(o), o) for o in (control.options.items() if isinstance(control.options, dict) else control.options)]
+        values = [v for _,v in pairs]
+        return 'range' if type(control).__name__.endswith('Slider') else 'select', values, values.index(control.value) if control.value in values else 0, [str(w) for w,_ in pairs]
     if hasattr(control, 'step') and hasattr(control, 'min'):
         n = round((control.max-control.min)/control.step); values = [round(control.min+i*control.step, 6) for i in range(n+1)]
-        return 'range', values, min(range(len(values)), key=lambda i: abs(values[i]-control.value))
+        return 'range', values, min(range(len(values)), key=lambda i: abs(values[i]-control.value)), [words(v) for v in values]
     return None
+
+def words(v): return f'{v:g}' if isinstance(v, float) else str(v)
+
+def thinned(control, n):
+    "The control with only so many of its stops, the one shown among them"
+    kind,values,at,said = control; step = -(-len(values)//n); keep = range(at%step, len(values), step)
+    return kind, [values[i] for i in keep], at//step, [said[i] for i in keep]
 
 def picture(widget, values):
     "The figure that the function of a widget draws"
@@ -60,47 +69,54 @@ def picture(widget, values):
 shown = []
 
 def draw(widget, folder, most):
-    "Draw all frames of a widget; returns its controls, or None where it draws no figure or has no slider"
+    "Draw all frames of a widget; returns its controls, or None where it draws no figure"
     from PIL import Image
     from ipywidgets import fixed
-    kw = {k: v for k,v in widget.kw.items()}; still = {k: v.value for k,v in kw.items() if isinstance(v, fixed)}
-    controls = {k: stops(v) for k,v in kw.items() if k not in still}
-    if not controls or None in controls.values() or not any(c[0]=='range' for c in controls.values()): return None
-    for k in sorted(controls, key=lambda k: controls[k][0]!='select'):           # too many: choices go first, a slider stays
-        if _count(controls)>most and controls[k][0]=='select': still[k] = controls[k][1][controls[k][2]]; del controls[k]
-    if _count(controls)>most: return None
+    still = {k: v.value for k,v in widget.kw.items() if isinstance(v, fixed)}; controls = {k: stops(v) for k,v in widget.kw.items() if k not in still}
+    if not controls or None in controls.values(): return None
+    for k in sorted(controls, key=lambda k: controls[k][0]!='select'):           # too many: menus stay as they are, but for the last control
+        if _count(controls)>most and controls[k][0]=='select' and len(controls)>1: still[k] = controls[k][1][controls[k][2]]; del controls[k]
+    while _count(controls)>most:                                                 # still too many: fewer stops
+        k = max(controls, key=lambda k: len(controls[k][1])); controls[k] = thinned(controls[k], -(-len(controls[k][1])//2))
     for at in itertools.product(*(range(len(c[1])) for c in controls.values())):
         fig = picture(widget, still | {k: c[1][i] for (k,c),i in zip(controls.items(), at)})
         if fig is None: return None
         buf = io.BytesIO(); fig.savefig(buf, format='png', dpi=130)
         folder.mkdir(parents=True, exist_ok=True)
         Image.open(buf).convert('RGB').quantize(128).save(folder/f'{"-".join(map(str, at))}.png', optimize=True)
-    return {k: c+((getattr(kw[k], 'description', '') or k),) for k,c in controls.items()}
+    return {k: c+((getattr(widget.kw[k], 'description', '') or k),) for k,c in controls.items()}
 
 def _count(controls):
     n = 1
     for c in controls.values(): n *= len(c[1])
     return n
 
+def says(f):
+    "What a function draws, in words: its docstring, or that of the function of the package that it calls for the picture"
+    calls = [f]+[f.__globals__.get(n) for n in f.__code__.co_names if n.endswith(f.__name__)]
+    doc = next((g.__doc__ for g in calls if getattr(g, '__doc__', None)), f.__name__.replace('_', ' ')).strip().splitlines()[0].rstrip('.')
+    doc = doc.removeprefix('Draw ')
+    return doc[0].upper()+doc[1:]
+
 def page(controls, root, alt, width):
     "The controls and the first picture as HTML"
-    words = lambda v: f'{v:g}' if isinstance(v, float) else str(v); parts = []
-    for k,(kind,values,at,label) in controls.items():
-        data = html.escape(json.dumps([words(v) for v in values])); more = f'name="{k}" data-words="{data}"'
-        if kind=='range': box = f'<input type="range" min="0" max="{len(values)-1}" step="1" value="{at}" {more} aria-valuetext="{words(values[at])}"><output>{words(values[at])}</output>'
-        else: box = f'<select {more}>' + ''.join(f'<option{" selected" if i==at else ""}>{html.escape(words(v))}</option>' for i,v in enumerate(values)) + '</select>'
+    parts = []
+    for k,(kind,values,at,said,label) in controls.items():
+        more = f'name="{html.escape(label)}" data-words="{html.escape(json.dumps(said))}"'
+        if kind=='range': box = f'<input type="range" min="0" max="{len(values)-1}" step="1" value="{at}" {more} aria-valuetext="{said[at]}"><output>{said[at]}</output>'
+        else: box = f'<select {more}>' + ''.join(f'<option{" selected" if i==at else ""}>{html.escape(w)}</option>' for i,w in enumerate(said)) + '</select>'
         parts.append(f'<label>{html.escape(label)} {box}</label>')
-    first = '-'.join(str(c[2]) for c in controls.values())
+    first = '-'.join(str(c[2]) for c in controls.values()); where = ', '.join(f'{c[4]} {c[3][c[2]]}' for c in controls.values())
     return (f'<figure class="frames" data-root="{root}" data-alt="{html.escape(alt)}"><div class="controls">{"".join(parts)}</div>'
-        f'<img src="{root}{first}.png" width="{width}" alt="{html.escape(alt)}"><figcaption>Drawn beforehand for every position. In JupyterLab the same slider draws anew.</figcaption></figure>')
+        f'<img src="{root}{first}.png" width="{width}" alt="{html.escape(alt)}: {html.escape(where)}"><figcaption>Drawn beforehand for every position. In JupyterLab the same controls draw anew.</figcaption></figure>')
 
 def of_notebook(cells, name, static, most, cwd):
-    "{position of a cell: HTML} for the cells of a notebook that end in a slider"
+    "{id of a cell: HTML} for the cells of a notebook that build a widget over a figure"
     import ipywidgets, IPython.display
     import matplotlib; matplotlib.use('Agg')
     from PIL import Image
     sources = [(i, ast.parse(c)) for i,c in cells]; out,before = {}, []
-    if not most or not any(builds_widget(t) for _,t in sources) or not any(c.endswith('Slider') for _,t in sources for c in calls(t)): return out
+    if not most or not any(builds_widget(t) for _,t in sources): return out
     keep = ipywidgets.interactive, ipywidgets.interact, IPython.display.display, os.getcwd()
     ipywidgets.interactive = ipywidgets.interact = Widget
     IPython.display.display = lambda *objs, **kw: shown.extend(objs)
@@ -116,7 +132,7 @@ def of_notebook(cells, name, static, most, cwd):
                         root = f'_static/frames/{name}-{len(out)}/'; folder = static/'frames'/f'{name}-{len(out)}'
                         if controls := draw(w, folder, most):
                             size = Image.open(next(folder.glob('*.png'))).width
-                            out[i] = page(controls, root, getattr(w.f, '__name__', 'picture').replace('_', ' '), round(size/1.5))
+                            out[i] = page(controls, root, says(w.f), round(size/1.5))
                 before.append(s)
     finally: ipywidgets.interactive,ipywidgets.interact,IPython.display.display = keep[:3]; os.chdir(keep[3])
     return out

@@ -107,7 +107,7 @@ class Card:
         cells = lambda m,a,s: f'<td>{e(m)}</td><td style="text-align:left">{e(a)}</td><td>{"✓" if s>=.5 else "✗"}</td>'
         rows = ''.join(f'<tr>{cells(*x)}</tr>' for x in [('right', self.right, 1.), *self.said])
         asked = f'<div style="white-space:pre-wrap;max-width:40em">{e(self.question)}</div>'
-        picture = f'<img src="data:image/png;base64,{self.png}" style="height:160px">' if self.png else ''
+        picture = f'<img src="data:image/png;base64,{self.png}" alt="Picture of the question" style="height:160px">' if self.png else ''
         return f'<div style="display:flex;gap:1.5em">{picture}<div>{asked}<table>{rows}</table></div></div>'
 
 # %% ../nbs/03e_reading.ipynb #d88e7790
@@ -173,7 +173,7 @@ def gallery(ds:datasets.Dataset, # The suite
            ):                    # An `ipywidgets.interactive`
     "Leaf through the questions of a suite and what the models said."
     from ipywidgets import Dropdown, IntSlider, fixed, interactive
-    return interactive(leaf, ds=fixed(ds), tables=fixed(tables), benchmark=Dropdown(options=list(next(iter(tables.values())).index)),
+    return interactive(leaf, dict(auto_display=True), ds=fixed(ds), tables=fixed(tables), benchmark=Dropdown(options=list(next(iter(tables.values())).index)),
         kind=Dropdown(options=list(KINDS), value='all'), number=IntSlider(0, min=0, max=50, continuous_update=False))
 
 # %% ../nbs/03e_reading.ipynb #a4d8a8c1

@@ -72,7 +72,7 @@ def browser():
         b.close()
 
 @contextmanager
-def outside(browser, base, timeout=300, **kw):
+def outside(browser, base, timeout=120, **kw):
     "A page in a profile of its own, and the list of addresses it asked for that do not begin with `base`: none is let through"
     ctx = browser.new_context(viewport=dict(width=1300, height=1000), **kw); asked = []
     ctx.route(lambda u: not u.startswith((base, base.replace('http', 'ws'), 'data:', 'blob:')), lambda r: (asked.append(r.request.url), r.abort()))

@@ -1,5 +1,6 @@
-"JupyterLab in a real browser: notebooks with a slider are run from top to bottom, and every slider is moved with the keyboard."
-import json, os, re, shutil, statistics, subprocess, sys, time, urllib.request
+"JupyterLab in a real browser: notebooks with a widget are run from top to bottom, and every slider is moved with the keyboard."
+import ast, json, os, re, shutil, statistics, subprocess, sys, time, urllib.request
+from contextlib import ExitStack, suppress
 import pytest
 from conftest import free_port, outside
 from guards import NBS, ROOT, notebooks
@@ -7,25 +8,31 @@ from refresh import SKIP
 
 TARGET,BOUND = 300, 5000     # milliseconds from a key to a new picture: wanted, and the most that passes on a busy machine
 
-def has_slider(nb):
-    "Does a cell that is not exported build an interactive slider?"
+CALLS = re.compile(r'\binteract(ive)?\(')
+MAKERS = {n.name for nb in notebooks() for c in nb.code if c.exported and CALLS.search(c.source)     # exported functions that build a widget
+    for n in ast.parse(c.source).body if isinstance(n, ast.FunctionDef) and CALLS.search(ast.get_source_segment(c.source, n))}
+
+def has_widget(nb):
+    "Does a cell that is run and not exported build a widget?"
     src = '\n'.join(c.source for c in nb.code if not c.exported and not SKIP & c.flags)
-    return 'Slider(' in src and bool(re.search(r'\binteract(ive)?\(', src))
+    return bool(CALLS.search(src)) or any(re.search(rf'\b{m}\(', src) for m in MAKERS)
 
-FOUND = [nb for nb in notebooks() if has_slider(nb)]
+FOUND = [nb for nb in notebooks() if has_widget(nb)]
 
-def test_notebooks_with_sliders_are_found(): assert {'06_layer_pruning', '07_width_pruning'} <= {nb.name for nb in FOUND}
+def test_notebooks_with_widgets_are_found():
+    assert {'03e_reading', '04_importance', '06_layer_pruning', '07_width_pruning', '10_data_efficiency'} <= {nb.name for nb in FOUND}
 
 @pytest.fixture(scope='module')
 def lab(tmp_path_factory):
     "JupyterLab on loopback over copies of the notebooks, with settings of its own; gives its address"
     root,own = tmp_path_factory.mktemp('lab'), tmp_path_factory.mktemp('settings'); port = free_port()
     for name in ('results', 'figures'): os.symlink((NBS/name).resolve(), root/name)
-    for nb in FOUND:                                          # JupyterLab knows nothing of flags: what tests skip is left out
+    for nb in [nb for nb in notebooks() if nb.name=='index']+FOUND: # JupyterLab knows nothing of flags: what tests skip is left out
         js = dict(nb.js, cells=[c.js for c in nb.cells if not (c.code and (SKIP & c.flags or re.search(r'#\|\s*eval:\s*false', c.source)))])
         (root/nb.path.name).write_text(json.dumps(js))
     tracker = own/'lab'/'@jupyterlab'/'notebook-extension'/'tracker.jupyterlab-settings'; tracker.parent.mkdir(parents=True)
     tracker.write_text('{"windowingMode": "none"}')           # all cells are in the page at once
+    news = own/'lab'/'@jupyterlab'/'apputils-extension'/'notification.jupyterlab-settings'; news.parent.mkdir(parents=True); news.write_text('{"fetchNews": "false"}')
     env = {k: v for k,v in os.environ.items() if k!='MPLBACKEND'} | dict(PYTHONPATH=str(ROOT), JUPYTER_CONFIG_DIR=str(own), JUPYTER_RUNTIME_DIR=str(own),
         JUPYTERLAB_SETTINGS_DIR=str(own/'lab'), JUPYTERLAB_WORKSPACES_DIR=str(own/'work'), LVLM_FIGURES=str(tmp_path_factory.mktemp('drawn')), OMP_NUM_THREADS='1')
     args = ['--no-browser', '--allow-root', '--ip=127.0.0.1', f'--port={port}', '--ServerApp.port_retries=0', '--IdentityProvider.token=', '--ServerApp.password=',
@@ -47,39 +54,69 @@ def lab(tmp_path_factory):
 DONE = """() => [...document.querySelectorAll('.jp-CodeCell .jp-InputArea-prompt')].every(e => /\\[\\d+\\]/.test(e.innerText))
   || document.querySelector('.jp-RenderedText[data-mime-type="application/vnd.jupyter.error"]')"""
 WATCH = """(box) => {
-  window.took = []; let last = box.querySelector('.jp-OutputArea img')?.src, key = 0
-  box.addEventListener('keydown', () => { key = performance.now() }, true)
-  new MutationObserver(() => { const i = box.querySelector('.jp-OutputArea img')
-    if (i && i.src && i.src !== last) { last = i.src; window.took.push(performance.now() - key) } }).observe(box, {childList: true, subtree: true, attributes: true, attributeFilter: ['src']}) }"""
+  const shown = () => JSON.stringify([...box.querySelectorAll('.jp-OutputArea-output')].map(o => [o.innerText, ...[...o.querySelectorAll('img')].map(i => i.src)]))
+  let last = shown(), key = 0; window.took = []
+  for (const e of ['keydown', 'input']) box.addEventListener(e, () => { key = performance.now() }, true)
+  new MutationObserver(() => { const s = shown()
+    if (s.length > 9 && s !== last) { last = s; window.took.push(performance.now() - key) } }).observe(box, {childList: true, subtree: true, attributes: true, attributeFilter: ['src']}) }"""
 
-def move(page, box, keys=4):
-    "Press a key on the slider again and again; milliseconds until each new picture"
-    read = lambda: box.locator('.widget-readout').first.inner_text()
-    box.scroll_into_view_if_needed(); box.locator('.jp-OutputArea img').first.wait_for(state='visible')
-    box.evaluate(WATCH); was = read()
-    box.locator('.noUi-handle').first.focus()
-    for n in range(1, keys+1):
-        page.keyboard.press('ArrowRight')
-        page.wait_for_function('n => window.took.length >= n', arg=n)
-    assert read()!=was, 'the slider shows the same value'
+def move(page, box, keys=3):
+    "Press a key on every slider, a few times, and choose from every menu of a widget; milliseconds until each new picture"
+    box.scroll_into_view_if_needed(); box.locator('.jp-OutputArea-output').first.wait_for(state='visible')
+    box.evaluate(WATCH); n = 0
+    for control in box.locator('.noUi-handle, select').all():
+        if control.evaluate('c => c.tagName')=='SELECT':           # arrow keys on a menu go to JupyterLab, which walks through the cells
+            at,many = control.evaluate('c => [c.selectedIndex, c.options.length]'); state = lambda: control.input_value()
+            moves = [lambda: control.select_option(index=at+1 if at+1<many else at-1)]
+        else:
+            now,most,least = (float(control.get_attribute(f'aria-value{a}')) for a in ('now', 'max', 'min')); state = lambda: control.get_attribute('aria-valuenow')
+            control.focus(); moves = [lambda: page.keyboard.press('ArrowLeft' if now>(most+least)/2 else 'ArrowRight')]*keys
+        was = state()
+        for one in moves:
+            one(); n += 1
+            page.wait_for_function('n => window.took.length >= n', arg=n)
+        assert state()!=was, 'a control shows the same value'
     return page.evaluate('window.took')
+
+def look(page, name):
+    "A screenshot for people, where LVLM_SHOTS names a folder"
+    if os.environ.get('LVLM_SHOTS'): page.screenshot(path=f'{os.environ["LVLM_SHOTS"]}/lab-{name}.png')
+
+@pytest.mark.browser
+def test_index(lab, browser):
+    "What `make lab` opens: the reading order, drawn, with links that open notebooks"
+    with outside(browser, lab) as (page, asked):
+        page.goto(f'{lab}/lab/tree/index.ipynb?reset')
+        page.locator('.jp-RenderedMermaid img, .jp-RenderedMermaid svg').first.wait_for(state='attached')
+        link = page.locator('.jp-RenderedMarkdown td a', has_text='06 layer pruning').first; link.scroll_into_view_if_needed(); look(page, 'index')
+        link.click(); page.locator('.lm-TabBar-tabLabel', has_text='06_layer_pruning.ipynb').first.wait_for()
+        assert asked==[]
+
+@pytest.fixture(scope='module')
+def running(lab, browser):
+    "All notebooks, each in a page, run from top to bottom side by side; {name: (page, addresses outside that it asked for)}"
+    with ExitStack() as stack:
+        pages = {nb.name: stack.enter_context(outside(browser, lab)) for nb in FOUND}
+        for name,(page,_) in pages.items():
+            page.goto(f'{lab}/lab/tree/{name}.ipynb?reset')
+            page.wait_for_selector('.jp-Notebook .jp-Cell')
+            page.wait_for_function("document.querySelector('#jp-main-statusbar')?.innerText.includes('| Idle')")    # before that, running asks for a kernel
+            page.locator('.lm-MenuBar-itemLabel', has_text='Run').first.click()
+            page.locator('.lm-Menu-item[data-command="runmenu:run-all"]').click()
+        for page,_ in pages.values():                            # a key is timed only when all are done
+            with suppress(Exception): page.wait_for_function(DONE)
+        yield pages
 
 @pytest.mark.browser
 @pytest.mark.parametrize('nb', FOUND, ids=lambda nb: nb.name)
-def test_slider(nb, lab, browser, told):
-    with outside(browser, lab) as (page, asked):
-        page.goto(f'{lab}/lab/tree/{nb.path.name}?reset')
-        page.wait_for_selector('.jp-Notebook .jp-Cell')
-        page.wait_for_function("document.querySelector('#jp-main-statusbar')?.innerText.includes('| Idle')")    # before that, running asks for a kernel
-        page.locator('.lm-MenuBar-itemLabel', has_text='Run').first.click()
-        page.locator('.lm-Menu-item[data-command="runmenu:run-all"]').click()
-        page.wait_for_function(DONE)
-        errors = page.locator('.jp-RenderedText[data-mime-type="application/vnd.jupyter.error"], .jp-RenderedText[data-mime-type="application/vnd.jupyter.stderr"]')
-        assert [e[:300] for e in errors.all_inner_texts()]==[]
-        boxes = [b for b in page.locator('.widget-interact').all() if b.locator('.noUi-handle').count()]
-        assert boxes, 'the page shows no slider'
-        for box in boxes:
-            ms = statistics.median(move(page, box))
-            told(f'{nb.name}: {ms:.0f} ms from a key to a new picture (target {TARGET})')
-            assert ms<=BOUND
-        assert [e[:300] for e in errors.all_inner_texts()]==[] and asked==[]
+def test_widget(nb, running, told):
+    page,asked = running[nb.name]; page.bring_to_front()
+    errors = page.locator('.jp-RenderedText[data-mime-type="application/vnd.jupyter.error"], .jp-RenderedText[data-mime-type="application/vnd.jupyter.stderr"]')
+    assert page.evaluate(f'({DONE})()') and [e[:300] for e in errors.all_inner_texts()]==[]
+    boxes = [b for b in page.locator('.widget-interact').all() if b.locator('.noUi-handle, select').count()]
+    assert boxes, 'the page shows no widget'
+    for box in boxes:
+        took = move(page, box); ms = statistics.median(took); look(page, nb.name)
+        told(f'{nb.name}: {ms:.0f} ms from a key to a new picture (median of {len(took)}; target {TARGET})')
+        assert ms<=BOUND
+    assert [e[:300] for e in errors.all_inner_texts()]==[] and asked==[]

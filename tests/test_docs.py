@@ -10,7 +10,7 @@ def site(tmp_path_factory):
     "The site with few frames a slider"
     if any(shutil.which(o) is None and not _there(o) for o in ('sphinx', 'myst_nb', 'furo')): pytest.skip('the packages of the extra [docs] are not installed')
     out = tmp_path_factory.mktemp('site')/'html'
-    res = subprocess.run([sys.executable, ROOT/'docs'/'build.py', '--out', out, '--frames', '20'], capture_output=True, text=True, cwd=ROOT)
+    res = subprocess.run([sys.executable, ROOT/'docs'/'build.py', '--out', out, '--frames', '6'], capture_output=True, text=True, cwd=ROOT)
     assert res.returncode==0, res.stdout+res.stderr
     return out, res.stdout
 
@@ -43,7 +43,7 @@ def broken(pages):
             to,at = urldefrag(link); to = (p.parent/unquote(to.split('?')[0])).resolve() if to else p
             if to.is_dir(): to = to/'index.html'
             if not to.exists(): yield f'{p.name}: {link} does not exist'
-            elif at and to.suffix=='.html' and unquote(at) not in pages.get(to, Page(to)).ids: yield f'{p.name}: {link} has no such place'
+            elif at and to.suffix=='.html' and unquote(at) not in (pages.get(to) or Page(to)).ids: yield f'{p.name}: {link} has no such place'
 
 def test_links(pages, told):
     none_found(broken(pages), 'Broken links:')
@@ -84,19 +84,30 @@ def test_in_a_browser(site, address, browser, pages):
         page.goto(f'{address}/index.html')
         assert page.locator('.sidebar-tree a').count() > 20
         slider = sorted(p.name for p in pages if 'class="frames"' in p.read_text(encoding='utf-8'))
-        assert {'06_layer_pruning.html', '07_width_pruning.html'} <= set(slider)
-        for name in slider:                                      # every slider, by keyboard
+        assert {'04_importance.html', '06_layer_pruning.html', '07_width_pruning.html', '10_data_efficiency.html'} <= set(slider)
+        for name in slider:                                      # every slider and menu, by keyboard
             page.goto(f'{address}/{name}'); page.wait_for_function(SHOWN)
-            box = page.locator('.frames input[type=range]').first; before,said = page.evaluate(PIXELS), box.get_attribute('aria-valuetext')
-            box.focus(); page.keyboard.press('ArrowRight'); page.keyboard.press('ArrowRight')
-            page.wait_for_function("s => document.querySelector('.frames input').getAttribute('aria-valuetext') != s", arg=said); page.wait_for_function(SHOWN)
-            assert page.evaluate(PIXELS)!=before, f'{name}: the picture stays as it is'
+            for box in page.locator('.frames').first.locator('input, select').all():
+                before,at = page.evaluate(PIXELS), box.input_value(); last = box.evaluate('c => c.options ? c.selectedIndex == c.options.length-1 : c.value == c.max')
+                box.focus(); page.keyboard.press('ArrowLeft' if last else 'ArrowRight')
+                assert box.input_value()!=at, f'{name}: a control stays where it is'
+                page.wait_for_function(SHOWN); assert page.evaluate(PIXELS)!=before, f'{name}: the picture stays as it is'
+            assert page.locator('.frames img').first.get_attribute('alt').count(' ')>3
         page.goto(f'{address}/api/importance.html')
         assert 'Only the first samples' in page.locator('dl.py', has=page.locator('[id="lvlm_study.importance.score"]')).first.inner_text()
         page.goto(f'{address}/search.html?q=block_influence'); page.locator('#search-results li').first.wait_for()
         page.goto(f'{address}/03d_groups.html')
         assert page.locator('math').count() > 0
         assert faults==[] and asked==[]
+
+@pytest.mark.browser
+def test_a_narrow_screen(address, browser):
+    "Wide tables and code scroll by themselves, not the page"
+    with outside(browser, address) as (page, asked):
+        page.set_viewport_size(dict(width=390, height=844))
+        for name in ('index', '05a_model_types', '06_layer_pruning', '12_study', 'api/importance'):
+            page.goto(f'{address}/{name}.html')
+            assert page.evaluate('() => document.documentElement.scrollWidth - document.documentElement.clientWidth')<=0, name
 
 @pytest.mark.browser
 def test_light_and_dark(address, browser):
