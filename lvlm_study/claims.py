@@ -14,8 +14,8 @@ import pandas as pd
 from .core import COLORS, load
 from .data_efficiency import by_fraction
 from .evaluation import paper_results
-from .layer_pruning import FAMILIES, curve
-from .objectives import BASE, by_recipe, measured_lines, paper_figure, paper_lines, recovered, usual
+from .layer_pruning import curve
+from .objectives import BASE, by_recipe, paper_figure, paper_lines, recovered, usual
 
 # %% ../nbs/12a_claims.ipynb #9f7a0d4c
 def verdict(gaps,   # In points; above 0 where the claim is true; not a number where nothing is known

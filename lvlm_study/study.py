@@ -30,7 +30,7 @@ from .core import COLORS, Run, cache_dir, read_rows, record, save_fig, style
 from .data import subset
 from .evaluation import average, compare, evaluate, fingerprint, paper_results, plot_spider, retention_above_chance
 from .importance import CRITERIA, Scores, interval, iterative_influence, score
-from .layer_pruning import NINE, layer_plan
+from .layer_pruning import CHOICES, NINE, layer_plan
 from .models import load_lvlm, study_models
 from .plans import Plan
 from .predictions import run_prediction
@@ -80,7 +80,7 @@ def pruning(models=None # Names; None: all study models
 
 # %% ../nbs/12_study.ipynb #5202e5a9
 MIDDLE = (.30, .45) # Where choices differ most
-LAYER_WAYS,WIDTH_WAYS = ('iterative', 'span', 'last', 'taylor', 'loss', 'magnitude'), ('taylor2', 'activation', 'wanda', 'magnitude')
+LAYER_WAYS,WIDTH_WAYS = ('iterative', 'span', 'last', 'taylor', 'loss', 'l2'), ('taylor2', 'activation', 'wanda', 'l2')
 def criteria(models=None # Names; None: all study models
             ):           # Yields `Run`s
     "Other ways to choose what goes, and chance."
@@ -153,7 +153,8 @@ def needed(run:Run   # Any run
           )->tuple:  # Criteria
     "What has to be scored for a run."
     both = ('bi', 'taylor') if run.note=='same size' else ()
-    return both or ((run.criterion,) if run.criterion in CRITERIA else ('bi',))
+    own = run.criterion in CRITERIA and not (run.method=='layer' and run.criterion in CHOICES) # blocks at random, or the last ones, need no scores of their own
+    return both or ((run.criterion,) if own else ('bi',))
 
 def run_scores(run:Run # Says model, criterion, number of samples, seed
               )->Scores:
