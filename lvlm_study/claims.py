@@ -15,7 +15,7 @@ from .core import COLORS, load
 from .data_efficiency import by_fraction
 from .evaluation import paper_results
 from .layer_pruning import curve
-from .objectives import BASE, by_recipe, paper_figure, paper_lines, recovered, usual
+from .objectives import BASE, by_recipe, paper_figure, paper_lines, recovered
 
 # %% ../nbs/12a_claims.ipynb #9f7a0d4c
 def verdict(gaps,   # In points; above 0 where the claim is true; not a number where nothing is known
@@ -74,8 +74,7 @@ class Measured:
               )->pd.Series: # By ratio
         "Retention in percent without recovery (widths at the size of the layers), or after fine-tuning on answers."
         if what=='none':
-            d = usual(self._results[method], self.model, method); d = d[d.note==('same size' if method=='width' else '')].assign(note='')
-            return curve(d, self.model, method).retention
+            return curve(self._results[method], self.model, method, note='same size' if method=='width' else '').retention
         d = recovered(self._results['recovery'], self.model, method); d = d[(d.recovery=='sft') & (d.trains==what)]
         return d.groupby('ratio').retention.mean()
     def recipes(self,

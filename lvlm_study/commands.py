@@ -157,7 +157,7 @@ def verb(fn # Returns a dictionary of plain data; 'ok' False means status 1
     "Make a function fit for a shell: result printed, errors in one sentence, exit status."
     @functools.wraps(fn)
     def f(*args, **kw):
-        if not is_cli(): return fn(*args, **kw)
+        if not is_cli(fn.__globals__[fn.__name__]): return fn(*args, **kw)   # another command may be what runs us, nbdev_test for one
         transformers.logging.set_verbosity_error(); transformers.logging.disable_progress_bar(); datasets.disable_progress_bars()
         fail = lambda status, why: (print(f'{fn.__name__}: {why}', file=sys.stderr), sys.exit(status))
         try: out = fn(*args, **kw)

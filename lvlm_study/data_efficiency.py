@@ -195,14 +195,14 @@ def data_card(results,       # `load('recovery')`
               fraction:float, # Share of the data
               ratio:float,   # Share of the LM's parameters removed; one of `RATIOS`
               model='tiny-llava', # Study model
-              method='layer' # Or 'width'
+              method='width' # Or 'layer'
              ):              # (figure, what it says)
     "Draw what a fraction of the data gives at a ratio."
     import matplotlib.pyplot as plt
     d,what = by_fraction(results, bare, model, method, ratio, recipe_measured(results, model, method)), f'measured: {model}, {method}'
     if d[d.fraction>0].fraction.nunique()<3:
         p = paper_fractions(FAMILIES[model]); d,what = p[np.isclose(p.ratio, ratio)], f'not measured yet; the paper: {FAMILIES[model]}, width'
-    part = d[d.fraction>0]; fit = saturation(part.fraction, part.retention); fits = drawn_fits(d, 100); x = np.geomspace(.01, 1, 60)
+    part = d[d.fraction>0]; fit = saturation(part.fraction, part.retention); fits = drawn_fits(d, 50); x = np.geomspace(.01, 1, 60)
     fig,ax = plt.subplots(figsize=(5.6,2.8)); low,high = np.quantile([g(x) for g in fits], [.025, .975], axis=0)
     ax.fill_between(100*x, low, high, color=COLORS['layer'], alpha=.2, lw=0); ax.plot(100*x, fit(x), color=COLORS['layer'])
     ax.plot(100*part.fraction, part.retention, 'o', color='#333333', ms=3.5); ax.set_xscale('log')

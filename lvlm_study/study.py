@@ -31,7 +31,7 @@ from .data import subset
 from .evaluation import average, compare, evaluate, fingerprint, paper_results, plot_spider, retention_above_chance
 from .importance import CRITERIA, Scores, interval, iterative_influence, score
 from .layer_pruning import CHOICES, NINE, layer_plan
-from .models import load_lvlm, study_models
+from .models import STUDY_MODELS, load_lvlm, study_models
 from .plans import Plan
 from .predictions import run_prediction
 from .data_efficiency import FRACTIONS
@@ -295,7 +295,7 @@ def models_table(models=None # Names; None: all study models
     for m in models or study_models():
         row = read_rows('layer_pruning').get(Run('layer_pruning', model=m).key)
         if not row or 'metrics' not in row: continue
-        v,cfg = row['metrics'], load_lvlm(m).config
+        v,cfg = row['metrics'], transformers.AutoConfig.from_pretrained(STUDY_MODELS/m)
         lines.append(f"| {m} | {cfg.vision_config.model_type.removesuffix('_model')} + {cfg.text_config.model_type} | {v['parameters']/1e6:.2f} M | " + ' | '.join(f'{v[b]:.0f}' for b in NINE) + f" | {v['AVG']:.1f} |")
     return Markdown('\n'.join(lines))
 

@@ -203,8 +203,9 @@ def advantage(width,   # `load('width_pruning')`
               layer,   # `load('layer_pruning')`
               model:str # Study model
              )->pd.DataFrame: # In points of retention: nine benchmarks and 'AVG', by ratio
-    "How much more of each ability a narrow model keeps than a short one."
-    return (abilities(width, model, 'width').dropna() - abilities(pd.concat([layer, width]), model, 'layer').dropna()).dropna(how='all')
+    "How much more of each ability a narrow model keeps than a short one of the same size."
+    both = pd.concat([layer, width])
+    return (abilities(both, model, 'width', 'same size').dropna() - abilities(both, model, 'layer').dropna()).dropna(how='all')
 
 def paper_advantage(family:str # As in the paper's table
                    )->pd.DataFrame:

@@ -31,7 +31,7 @@ def test_smoke_study(tmp_path, monkeypatch):
     with temporary_results():
         runs = grid('smoke')
         first,second = run_all(runs, say=lambda s: None), run_all(runs, say=lambda s: None)
-        assert first==dict(computed=len(runs), stored=0, left=0) and second==dict(computed=0, stored=len(runs), left=0)
+        assert first==dict(computed=len(runs), stored=0, failed=0, left=0) and second==dict(computed=0, stored=len(runs), failed=0, left=0)
         table = summary('smoke')
         assert len(table)==len(runs)-1 and table.retention.iloc[0]==100 and (table.low<=table.retention).all() and (table.retention<=table.high).all()
         drawn = draw_all('smoke')

@@ -27,7 +27,7 @@ def logits(lvlm, batch):
 
 def test_four_are_there_and_each_is_another_architecture(models):
     assert set(models)=={'tiny-llava', *FAMILIES, *POOLED}
-    kinds = {n: (m.anatomy.parallel, m.anatomy.biases, 'qkv' in m.anatomy.attn, 'gate_up' in m.anatomy.mlp, m.anatomy.heads//m.anatomy.kv_heads) for n,m in models.items()}
+    kinds = {n: (m.anatomy.parallel, bool(m.anatomy.biases), 'qkv' in m.anatomy.attn, 'gate_up' in m.anatomy.mlp, m.anatomy.heads//m.anatomy.kv_heads) for n,m in models.items()}
     assert kinds=={'tiny-llava': (False, False, False, False, 1), 'tiny-bunny': (True, True, False, False, 1), 'tiny-internvl': (False, False, True, True, 1),
         'tiny-gqa': (False, False, False, False, 4)}
 
