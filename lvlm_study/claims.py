@@ -160,8 +160,8 @@ def plot_claims(d:pd.DataFrame, # From `judged`
     for r in d.itertuples():
         x,y = names.index(r.source), says.index(r.claim)
         ax.add_patch(plt.Rectangle((x+.04, y+.06), .92, .88, color=TONES[r.says], alpha=.35 if r.says else 1, lw=0))
-        ax.text(x+.5, y+.5, r.says or '·', ha='center', va='center', fontsize=6.5)
+        ax.text(x+.5, y+.5, (r.says or '·').replace(' ', '\n'), ha='center', va='center', fontsize=6.5, linespacing=.9)
     ax.set(xlim=(0, len(names)), ylim=(len(says), 0), xticks=np.arange(len(names))+.5, yticks=np.arange(len(says))+.5); ax.tick_params(length=0)
-    ax.set_xticklabels(names, fontsize=7); ax.set_yticklabels(says, fontsize=7); ax.xaxis.tick_top(); ax.grid(False)
+    ax.set_xticklabels([n.replace(' ', '\n').replace('-', '-\n') for n in names], fontsize=7); ax.set_yticklabels(says, fontsize=7); ax.xaxis.tick_top(); ax.grid(False)
     for s in ax.spines.values(): s.set_visible(False)
     return ax

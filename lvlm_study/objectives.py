@@ -250,7 +250,7 @@ def plot_bars(d:pd.DataFrame, # Retention by ratio, columns are recipes
         for i,r in enumerate(d.index if seeds is not None else ()):
             y = seeds[(seeds.recovery==c) & (seeds.ratio==r)].retention
             if len(y)>1: ax.plot([x[i]]*len(y), y, '.', color='black', ms=2.5)
-    ax.set(xticks=range(len(d)), xticklabels=[f'{100*r:.0f} %' for r in d.index], ylim=(max(0, 5*(np.nanmin(d[there])//5)-5), 101))
+    ax.set(xticks=range(len(d)), xticklabels=[f'{100*r:.0f} %' for r in d.index], xlim=(-.5, len(d)-.5), ylim=(0, 104))
     ax.grid(axis='x')
     return ax
 
@@ -260,12 +260,14 @@ def draw_bars(results,       # `load('recovery')`
               methods=('width', 'layer'), # Rows of measured panels
               fraction=None  # Share of the data
              ):              # The figure
-    "Measured rows above, the paper below."
+    "Measured rows above, the paper below; a method of which only one recipe is known has no row."
     import matplotlib.pyplot as plt
+    rows = {(m, w): (lambda d: d[d.trains=='projector+lora'])(recovered(results, m, w, fraction)) for m in FAMILIES for w in methods}
+    methods = [w for w in methods if any(len(set(recipes) & set(rows[m, w].recovery))>1 for m in FAMILIES)] or methods[:1]
     fig,axs = plt.subplots(len(methods)+1, 3, figsize=(8.6,1.9*len(methods)+2.2))
     for (m,f),col in zip(FAMILIES.items(), axs.T):
         for method,ax in zip(methods, col):
-            d = recovered(results, m, method, fraction); d = d[d.trains=='projector+lora']; part = f', {d.fraction.iloc[0]:.0%} of the data' if len(d) else ''
+            d = rows[m, method]; part = f', {d.fraction.iloc[0]:.0%} of the data' if len(d) else ''
             plot_bars(by_recipe(d), recipes, ax, d).set_title(f'measured: {m}, {method}{part}', fontsize=7.5)
         plot_bars(paper_figure(source, f), recipes, col[-1]).set_title(f'the paper: {f}, width', fontsize=7.5)
     for ax in axs[:, 0]: ax.set_ylabel('retention in %')

@@ -92,12 +92,14 @@ def test_heads_are_read_as_safetensors_does(folders, tmp_path):
 
 def digest(folder): return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.iterdir())}
 
-def run_and_kill(src, dst, plan, after):
-    "Prune in a child process and kill it; True if it was still at work."
+def run_and_kill(src, dst, plan, after, begun=None):
+    "Prune in a child process and kill it, so long after its start or after a folder was begun; True if it was still at work."
     pid = os.fork()
     if not pid:
         try: prune_checkpoint(src, dst, plan)
         finally: os._exit(0)
+    end = time.time()+60
+    while begun and not begun.exists() and not dst.exists() and time.time()<end: time.sleep(.0005)
     time.sleep(after); done,_ = os.waitpid(pid, os.WNOHANG)
     if not done: os.kill(pid, signal.SIGKILL); os.waitpid(pid, 0)
     return not done
@@ -105,15 +107,17 @@ def run_and_kill(src, dst, plan, after):
 @pytest.mark.skipif(not hasattr(os, 'fork'), reason='needs os.fork')
 def test_killed_at_fifty_moments_it_is_absent_or_complete(models, folders, tmp_path):
     src,plan,rng = folders/'mha'/'many', made(models['mha'], 'widths'), random.Random(0)
-    start = time.time(); whole = digest(prune_checkpoint(src, tmp_path/'whole', plan)); took = time.time()-start
-    killed = begun = 0
-    for i in range(50):
-        dst = tmp_path/'dst'; killed += run_and_kill(src, dst, plan, rng.uniform(0, 1.4*took))
+    def pruned(dst, **kw):
+        start = time.time(); return digest(prune_checkpoint(src, dst, plan, **kw)),time.time()-start
+    whole,took = pruned(tmp_path/'whole'); dst,part = tmp_path/'dst',tmp_path/'dst.partial'; killed = begun = 0
+    for i in range(50): # every second moment counts from where the folder is begun: a busy machine begins late
+        killed += run_and_kill(src, dst, plan, rng.uniform(0, .4*took if i%2 else 3*took), part if i%2 else None)
         assert not dst.exists() or digest(dst)==whole
-        begun += (tmp_path/'dst.partial').exists()
-        assert digest(prune_checkpoint(src, dst, plan, force=True))==whole and not (tmp_path/'dst.partial').exists()
+        begun += part.exists()
+        again,took = pruned(dst, force=True)
+        assert again==whole and not part.exists()
         shutil.rmtree(dst)
-    assert killed>20 and begun>3, f'{killed} killed, {begun} of them after the folder was begun: the moments are badly spread'
+    assert killed>10 and begun>3, f'{killed} killed, {begun} of them after the folder was begun: the moments are badly spread'
 
 @pytest.mark.parametrize('step', range(1, 9))
 def test_stopped_after_each_step(models, folders, tmp_path, monkeypatch, step):
