@@ -111,7 +111,8 @@ def environment()->dict:
     return dict(device=dev, torch=torch.__version__, transformers=transformers.__version__, commit=_commit())
 
 def _commit():
-    r = subprocess.run(['git', 'rev-parse', '--short', 'HEAD'], capture_output=True, text=True)
+    try: r = subprocess.run(['git', 'rev-parse', '--short', 'HEAD'], capture_output=True, text=True)
+    except FileNotFoundError: return ''                                     # a machine without git
     return r.stdout.strip() if r.returncode==0 else ''
 
 # %% ../nbs/00_core.ipynb #fa93abbd

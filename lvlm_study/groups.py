@@ -133,12 +133,13 @@ def salience(w,            # A weight or bias
             ):             # (units,)
     "Sum of |w g| over each row or column, in float32, some rows at a time."
     if w.ndim==1: w,g,by_column = w[:, None], g[:, None], False
-    rows = max(1, (CHUNK if w.device.type=='cpu' else 1<<24)//w.shape[1]); out = []
+    rows = max(1, (CHUNK if w.device.type=='cpu' else 1<<26)//w.shape[1]); out = []
+    short = w.dtype==g.dtype==torch.bfloat16 and not second and scale==1
     for a,b in zip(w.detach().split(rows), g.split(rows)):
-        wg = a.float()*b.float()
+        wg = a*b if short else a.float()*b.float()
         if scale!=1: wg /= scale
         if second: wg = torch.addcmul(wg, wg, wg, value=-.5)
-        out.append(wg.abs_().sum(0 if by_column else 1))
+        out.append(torch.linalg.vector_norm(wg, 1, 0 if by_column else 1, dtype=torch.float32) if short else wg.abs_().sum(0 if by_column else 1))
     return torch.stack(out).sum(0) if by_column else torch.cat(out)
 
 # %% ../nbs/03d_groups.ipynb #3112f9a8

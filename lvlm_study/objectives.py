@@ -260,15 +260,15 @@ def draw_bars(results,       # `load('recovery')`
               methods=('width', 'layer'), # Rows of measured panels
               fraction=None  # Share of the data
              ):              # The figure
-    "Measured rows above, the paper below; a method of which only one recipe is known has no row."
+    "Measured above, the paper below; a method of which less than half of the recipes are known has no row."
     import matplotlib.pyplot as plt
     rows = {(m, w): (lambda d: d[d.trains=='projector+lora'])(recovered(results, m, w, fraction)) for m in FAMILIES for w in methods}
-    methods = [w for w in methods if any(len(set(recipes) & set(rows[m, w].recovery))>1 for m in FAMILIES)] or methods[:1]
+    methods = [w for w in methods if any(len(set(recipes) & set(rows[m, w].recovery))>len(recipes)/2 for m in FAMILIES)] or methods[:1]
     fig,axs = plt.subplots(len(methods)+1, 3, figsize=(8.6,1.9*len(methods)+2.2))
     for (m,f),col in zip(FAMILIES.items(), axs.T):
         for method,ax in zip(methods, col):
             d = rows[m, method]; part = f', {d.fraction.iloc[0]:.0%} of the data' if len(d) else ''
-            plot_bars(by_recipe(d), recipes, ax, d).set_title(f'measured: {m}, {method}{part}', fontsize=7.5)
+            plot_bars(by_recipe(d), recipes, ax, d).set_title(f'{m}, {method}{part}', fontsize=7.5)
         plot_bars(paper_figure(source, f), recipes, col[-1]).set_title(f'the paper: {f}, width', fontsize=7.5)
     for ax in axs[:, 0]: ax.set_ylabel('retention in %')
     fig.legend(*axs[-1, 0].get_legend_handles_labels(), loc='outside lower center', ncols=len(recipes))

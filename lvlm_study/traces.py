@@ -128,9 +128,11 @@ def turn(h_in_BTD,  # What enters a block
          w_BKT      # Weights of the means over tokens
         ):          # (B, K)
     "1 - cosine between what enters and what leaves, averaged over each kind of token, in float32."
-    x,y = h_in_BTD.float(), h_out_BTD.float()
-    cos_BT = torch.einsum('btd,btd->bt', x, y)/(torch.linalg.vector_norm(x, dim=-1)*torch.linalg.vector_norm(y, dim=-1)).clamp(min=1e-12)
-    return 1-(w_BKT@cos_BT[..., None])[..., 0]
+    return _turned(_dot(h_in_BTD, h_out_BTD), _norm(h_in_BTD), _norm(h_out_BTD), w_BKT)
+
+def _dot(x, y): return torch.einsum('btd,btd->bt', x.float(), y.float())
+def _norm(x): return torch.linalg.vector_norm(x, dim=-1, dtype=torch.float32)
+def _turned(dot, a, b, w_BKT): return 1-(w_BKT@(dot/(a*b).clamp(min=1e-12))[..., None])[..., 0]
 
 # %% ../nbs/03c_traces.ipynb #ef5e4970
 def span_angles(ends_BND # States of one token: before block 0 and after each block (N = L+1)
@@ -165,16 +167,19 @@ def trace(lvlm:LVLM,        # In eval mode
     "Hooks for one pass. turn: (B, K, L); spans: (B, L, L); o, down: mean squares of the inputs (B, K, L, C)."
     w_BKT,L = kind_weights(lvlm, batch, tokens), lvlm.anatomy.depth
     at = w_BKT[:, 0].ne(0).long().mul(torch.arange(1, w_BKT.shape[-1]+1, device=w_BKT.device)).argmax(1)   # last token of each sample
-    seen,ends = {k: [None]*L for k in what if k!='spans'}, [None]*(L+1)
+    seen,ends,last = {k: [None]*L for k in what if k!='spans'}, [None]*(L+1), [None, None]
     pick = lambda h: h.detach()[torch.arange(len(h), device=h.device), at]
     def see_block(i, x, y):
-        if 'turn' in seen: seen['turn'][i] = turn(x.detach(), y.detach(), w_BKT)
+        if 'turn' in seen:
+            a,b = last[1] if last[0] is x else _norm(x.detach()), _norm(y.detach())   # what leaves a block enters the next
+            seen['turn'][i] = _dot(x.detach(), y.detach()), a, b; last[:] = y, b
         if 'spans' in what: ends[i:i+2] = [pick(x) if i==0 else ends[i], pick(y)]
     def see_input(i, role, x): seen[role][i] = w_BKT@x.detach().float().square()
     with ExitStack() as s:
         if {'turn', 'spans'} & set(what): s.enter_context(watch_blocks(lvlm, see_block))
         s.enter_context(watch_inputs(lvlm, [r for r in ('o', 'down') if r in what], see_input))
         yield seen
+    if 'turn' in seen: seen['turn'] = [*_turned(*(torch.stack(t) for t in zip(*seen['turn'])), w_BKT)]   # all blocks at once
     for k in seen: seen[k] = torch.stack(seen[k], 2).cpu()
     if 'spans' in what: seen['spans'] = span_angles(torch.stack(ends, 1)).cpu()
 
