@@ -15,17 +15,17 @@ from .core import COLORS, load
 from .data_efficiency import by_fraction
 from .evaluation import paper_results
 from .layer_pruning import curve
-from .objectives import BASE, by_recipe, paper_figure, paper_lines, recovered
+from .objectives import BASE, by_recipe, paper_figure, paper_lines, recovered, shared
 
 # %% ../nbs/12a_claims.ipynb #9f7a0d4c
 def verdict(gaps,   # In points; above 0 where the claim is true; not a number where nothing is known
             tie=1.  # Gaps within that decide nothing
-           )->str:  # 'holds', 'reversed', 'mixed', 'no difference', or '' where nothing is known
+           )->str:  # 'holds', 'reversed', 'mixed', 'undecided', or '' where nothing is known
     "What gaps say of a claim."
     g = np.asarray(gaps, float); g = g[np.isfinite(g)]
     if not len(g): return ''
     up,down = (g>tie).any(), (g<-tie).any()
-    return 'mixed' if up and down else 'holds' if up else 'reversed' if down else 'no difference'
+    return 'mixed' if up and down else 'holds' if up else 'reversed' if down else 'undecided'
 
 # %% ../nbs/12a_claims.ipynb #adeba669
 class Published:
@@ -33,6 +33,11 @@ class Published:
     def __init__(self,
                  family:str # As in the paper
                 ): self.family = family
+    def noise(self,
+              k=2        # Numbers that a gap is made of
+             )->float:   # Points
+        "What a gap may owe to the reading of figures: half a point a number."
+        return .5*k
     def healed(self,
                method:str,   # 'layer' or 'width'
                what='none'   # 'none', 'projector' or 'projector+lora'
@@ -62,12 +67,18 @@ class Published:
 
 # %% ../nbs/12a_claims.ipynb #264d2c87
 class Measured:
-    "What is stored of a study model: means over seeds."
+    "What is stored of a study model: means over the seeds that all compared runs share."
     def __init__(self,
                  model:str # Name
                 ): self.model = model
     @cached_property
     def _results(self): return {k: load(f) for k,f in (('recovery', 'recovery'), ('layer', 'layer_pruning'), ('width', 'width_pruning'))}
+    def noise(self,
+              k=2        # Numbers that a gap is made of
+             )->float:   # Points; 1 where nothing is stored
+        "What a gap may owe to the draw of questions: half a stored 95 % interval, times the root of k."
+        d = self._results['recovery']; d = d[d.model==self.model].pivot_table(index='key', columns='metric', values='value')
+        return float((d.retention_high-d.retention_low).mean()/2*k**.5) if len(d) else 1.
     def healed(self,
                method:str,  # 'layer' or 'width'
                what='none'  # 'none', 'projector' or 'projector+lora'
@@ -75,8 +86,9 @@ class Measured:
         "Retention in percent without recovery (widths at the size of the layers), or after fine-tuning on answers."
         if what=='none':
             return curve(self._results[method], self.model, method, note='same size' if method=='width' else '').retention
-        d = recovered(self._results['recovery'], self.model, method); d = d[(d.recovery=='sft') & (d.trains==what)]
-        return d.groupby('ratio').retention.mean()
+        d = pd.concat([recovered(self._results['recovery'], self.model, m).assign(of=m) for m in ('layer', 'width')]); d = d[d.recovery=='sft']
+        d = shared(d.assign(run=d.of+d.trains), 'run')
+        return d[(d.of==method) & (d.trains==what)].groupby('ratio').retention.mean()
     def recipes(self,
                 source='fig5' # For both figures the same runs
                )->pd.DataFrame: # Columns are recipes, by ratio
@@ -88,8 +100,8 @@ class Measured:
         "What a share of the data gives in percent of what all data give."
         r,out = self._results, {}
         for ratio in (.15, .30, .45, .60):
-            y = by_fraction(r['recovery'], r['width'], self.model, 'width', ratio, BASE).groupby('fraction').retention.mean()
-            if fraction in y and 1. in y: out[ratio] = 100*y[fraction]/y[1.]
+            y = by_fraction(r['recovery'], r['width'], self.model, 'width', ratio, BASE).pivot_table(index='seed', columns='fraction', values='retention')
+            if fraction in y and 1. in y and len(y := y.dropna(subset=[fraction, 1.])): out[ratio] = (100*y[fraction]/y[1.]).mean()
         return pd.Series(out, dtype=float)
     def few(self,
             method:str, # 'layer' or 'width'
@@ -107,13 +119,14 @@ class Claim:
     says:str         # In a sentence
     gaps:Callable    # Of a source -> Series
     unit:str         # What a gap is
-    tie:float = 1.   # Gaps within that decide nothing
+    k:int = 2        # Numbers that a gap is made of: 2 for a difference, 1 for a threshold, 0 where the rule allows 2 points itself
 
 def _at(y, *ratios): return y[[r for r in ratios if r in y.index]] if len(y) else pd.Series(dtype=float)
 def _less(s, a, b): return (s[a]-s[b]).dropna() if a in s and b in s else pd.Series(dtype=float)
 def _best(s):
     others = [c for c in ('sft', 'sft+kl', 'sft+rkl', 'sft+hidden+kl', 'sft+hidden+rkl') if c in s]
     return (s[BASE]-s[others].max(axis=1)).dropna() if BASE in s and len(others)==5 else pd.Series(dtype=float)
+def _alone(s): return (s['sft']-s[['kl', 'rkl', 'hidden']].max(axis=1)).dropna() if {'sft', 'kl', 'rkl', 'hidden'} <= set(s) else pd.Series(dtype=float)
 def _order(s): return pd.concat([_at(_less(s, 'rkl', 'kl'), .45, .60).rename(lambda r: f'rkl {r:.0%}'), _at(_less(s, 'kl', 'hidden'), .45, .60).rename(lambda r: f'kl {r:.0%}')])
 SFT = 'projector+lora'
 def _after(s): return (s.healed('width', SFT)-s.healed('layer', SFT)).dropna()
@@ -122,22 +135,22 @@ CLAIMS = [
     Claim('Without recovery, narrow models keep more than short ones of the same size', lambda s: (s.healed('width')-s.healed('layer')).dropna(), 'width less layers'),
     Claim('After fine-tuning, short models are better at 15 and 30 %', lambda s: -_at(_after(s), .15, .30), 'layers less width'),
     Claim('After fine-tuning, narrow models are better at 45 and 60 %', lambda s: _at(_after(s), .45, .60), 'width less layers'),
-    Claim('At 15 %, training the projector alone is enough', lambda s: 2-_at(_on_top(s), .15), '2 less what LoRA adds'),
+    Claim('At 15 %, training the projector alone is enough', lambda s: 2-_at(_on_top(s), .15), '2 less what LoRA adds', 0),
     Claim('At 45 and 60 %, the language model has to be trained too', lambda s: _at(_on_top(s), .45, .60), 'what LoRA adds'),
-    Claim('A teacher alone teaches less than the answers', lambda s: _at(_less(t := s.recipes('fig4'), 'sft', 'rkl'), .30, .45, .60) if len(t := s.recipes('fig4')) else t, 'sft less rkl'),
+    Claim('A teacher alone teaches less than the answers', lambda s: _at(_alone(s.recipes('fig4')), .30, .45, .60), 'sft less the best teacher'),
     Claim('Of teachers alone, reverse KL is better than KL, and KL than hidden states, at 45 and 60 %', lambda s: _order(s.recipes('fig4')), 'first less second'),
     Claim('Answers with hidden states is the best combination', lambda s: _best(s.recipes('fig5')), 'sft+hidden less the best other'),
     Claim('Up to 45 %, a twentieth of the data gives 90 % of what all data give', lambda s: _at(s.of_all(.05), .15, .30, .45)-90, 'share less 90'),
     Claim('At 60 %, a fifth of the data is not enough for 95 % of what all data give', lambda s: 95-_at(s.of_all(.20), .60), '95 less the share'),
-    Claim('Ten samples are enough for the scores', lambda s: pd.concat([(2-(100-s.few(m, 10)).abs()).rename(lambda r, m=m: f'{m} {r:.0%}') for m in ('layer', 'width')]), '2 less the difference', 0.),
-    Claim('30 % is safe: fine-tuned, at least 90 % are kept', lambda s: pd.Series({m: y[.30] for m in ('layer', 'width') if .30 in (y := s.healed(m, SFT))}, dtype=float)-90, 'retention less 90', 0.),
-    Claim('45 % is not: fine-tuned, less than 90 % are kept', lambda s: 90-pd.Series({m: y[.45] for m in ('layer', 'width') if .45 in (y := s.healed(m, SFT))}, dtype=float), '90 less retention', 0.)]
+    Claim('Ten samples are enough for the scores', lambda s: pd.concat([(2-(100-s.few(m, 10)).abs()).rename(lambda r, m=m: f'{m} {r:.0%}') for m in ('layer', 'width')]), '2 less the difference', 0),
+    Claim('30 % is safe: fine-tuned, at least 90 % are kept', lambda s: pd.Series({m: y[.30] for m in ('layer', 'width') if .30 in (y := s.healed(m, SFT))}, dtype=float)-90, 'retention less 90', 1),
+    Claim('45 % is not: fine-tuned, less than 90 % are kept', lambda s: 90-pd.Series({m: y[.45] for m in ('layer', 'width') if .45 in (y := s.healed(m, SFT))}, dtype=float), '90 less retention', 1)]
 
 # %% ../nbs/12a_claims.ipynb #cd2ae75f
 def judged(sources:dict # Label -> `Published` or `Measured`
           )->pd.DataFrame: # Columns claim, source, gaps, says
     "Every claim, asked of every source."
-    rows = [(c.says, label, (g := c.gaps(s)), verdict(g, c.tie)) for c in CLAIMS for label,s in sources.items()]
+    rows = [(c.says, label, (g := c.gaps(s)), verdict(g, s.noise(c.k))) for c in CLAIMS for label,s in sources.items()]
     return pd.DataFrame(rows, columns=['claim', 'source', 'gaps', 'says'])
 
 def claims_table(d:pd.DataFrame # From `judged`
@@ -149,7 +162,7 @@ def claims_table(d:pd.DataFrame # From `judged`
     return '\n'.join([head, '|'+' --- |'*(len(names)+2), *body])
 
 # %% ../nbs/12a_claims.ipynb #959df5fe
-TONES = {'holds':COLORS['full'], 'reversed':COLORS['paper'], 'mixed':COLORS['image'], 'no difference':COLORS['chance'], '':'#ffffff'}
+TONES = {'holds':COLORS['full'], 'reversed':COLORS['lora'], 'mixed':COLORS['image'], 'undecided':COLORS['chance'], '':'#ffffff'}
 def plot_claims(d:pd.DataFrame, # From `judged`
                 ax=None         # Axes to draw on
                ):

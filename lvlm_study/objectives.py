@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BASE', 'PROCEDURES', 'ALL_RECIPES', 'WHAT', 'ALONE', 'SUMS', 'HUES', 'RIVALS', 'budget', 'Healed', 'two_stage',
-           'gradient_norms', 'balanced', 'parts', 'iterative', 'heal', 'usual', 'recovered', 'by_recipe',
+           'gradient_norms', 'balanced', 'parts', 'iterative', 'heal', 'usual', 'recovered', 'shared', 'by_recipe',
            'paper_figure', 'not_yet', 'plot_trains', 'measured_lines', 'paper_lines', 'gains', 'plot_bars', 'draw_bars',
            'best', 'against', 'verdicts', 'plot_against']
 
@@ -168,11 +168,19 @@ def recovered(results,     # `load('recovery')`
     if fraction is None: n = d.fraction.value_counts(); fraction = max(n.index, key=lambda f: (n[f], f))
     return d[np.isclose(d.fraction, fraction)][[*index, 'retention', 'low', 'high', 'realised']].reset_index(drop=True)
 
+def shared(d:pd.DataFrame, # With columns ratio and seed
+           by:str          # Column with what is compared
+          )->pd.DataFrame: # Some of its rows
+    "The runs of those seeds that everything compared at a ratio has: another seed is another student, and may be ten points better."
+    if not len(d): return d
+    n = d.groupby(['ratio', 'seed'])[by].transform('nunique'); whole = n==d.groupby('ratio')[by].transform('nunique')
+    return d[whole | ~whole.groupby(d.ratio).transform('any')]        # where no seed has everything, all that there is
+
 def by_recipe(d:pd.DataFrame, # From `recovered`
               trains:str='projector+lora' # What was trained
              )->pd.DataFrame: # Columns are recipes
-    "Mean retention over seeds by ratio."
-    return d[d.trains==trains].pivot_table(index='ratio', columns='recovery', values='retention', aggfunc='mean')
+    "Mean retention by ratio, over the seeds that all recipes share."
+    return shared(d[d.trains==trains], 'recovery').pivot_table(index='ratio', columns='recovery', values='retention', aggfunc='mean')
 
 # %% ../nbs/08a_objectives.ipynb #bffb26e4
 def paper_figure(source:str,  # 'fig3', 'fig4' or 'fig5'
@@ -210,7 +218,7 @@ def measured_lines(results:dict, # 'recovery', 'layer' and 'width' -> stored res
     out = {}
     for method in ('width', 'layer'):
         bare = curve(usual(results[method], model, method), model, method); out[method, 'none'] = bare.set_index('realised').retention if len(bare) else pd.Series(dtype=float)
-        d = recovered(results['recovery'], model, method, fraction); d = d[d.recovery=='sft']
+        d = recovered(results['recovery'], model, method, fraction); d = shared(d[d.recovery=='sft'], 'trains')
         for what in ('projector', 'projector+lora'):
             g = d[d.trains==what].groupby('ratio'); y = g.retention.mean(); out[method, what] = y.set_axis(100*g.realised.mean())
     return out

@@ -7,7 +7,7 @@ __all__ = ['CALIBRATION', 'RATIOS', 'TRAINS', 'FOUR', 'SEEDS', 'SHARE', 'MIDDLE'
            'EXPERIMENTS', 'LINES', 'SHIPPED', 'quick', 'pruning', 'criteria', 'scoring', 'training', 'losses', 'data',
            'beyond', 'grid', 'needed', 'run_scores', 'run_importance', 'original', 'iterative_order', 'make_plan',
            'make_student', 'heal', 'run_model', 'run_all', 'summary', 'as_text', 'as_markdown', 'models_table',
-           'paper_line', 'plot_retention', 'draw_all', 'differences', 'shard_of', 'main', 'readme']
+           'paper_line', 'plot_retention', 'draw_all', 'differences', 'shard_of', 'seeds_of', 'main', 'readme']
 
 # %% ../nbs/12_study.ipynb #4e7f6e5e
 import json
@@ -136,12 +136,14 @@ PRESETS = dict(quick=lambda models: [r for m in models or ('tiny-llava',) for r 
 
 def grid(preset:str='quick', # One of `PRESETS`
          models=None,        # Names; None: as the preset says
-         suite:str='small'   # One of `SUITES`: the small suite, or a real benchmark
+         suite:str='small',  # One of `SUITES`: the small suite, or a real benchmark
+         seeds=None          # Numbers; None: as the preset says
         )->list:             # Runs
-    "The runs of a preset; ValueError for a name that is none."
+    "The runs of a preset; ValueError for a name that is none, and for seeds where the preset has its own."
     if preset not in PRESETS: raise ValueError(f'there is no preset {preset!r}: take one of {", ".join(PRESETS)}')
     if suite not in SUITES: raise ValueError(f'there is no suite {suite!r}: take one of {", ".join(SUITES)}')
-    return [replace(r, suite=suite) for r in PRESETS[preset](models)]
+    if seeds and 'seeds' not in PRESETS[preset].__code__.co_varnames: raise ValueError(f'the preset {preset!r} has seeds of its own: seeds are chosen for training, losses, data and beyond')
+    return [replace(r, suite=suite) for r in PRESETS[preset](models, **dict(seeds=tuple(seeds)) if seeds else {})]
 
 # %% ../nbs/12_study.ipynb #aa46abc7
 @lru_cache(maxsize=16)
@@ -385,11 +387,18 @@ def shard_of(text:str # Such as '1/2'
     if not m or not 1<=int(m[1])<=int(m[2]): raise ValueError(f'{text!r} is no share: give i/n with i from 1 to n, such as 1/2')
     return int(m[1]), int(m[2])
 
+def seeds_of(text:str # Such as '0,1,2'
+            )->list:  # [0, 1, 2]; [] for ''
+    "Seeds by number; ValueError for what is none."
+    if bad := [t for t in text.split(',') if text and not t.strip().isdigit()]: raise ValueError(f'{bad[0]!r} is no seed: give whole numbers with commas between, such as 0,1,2')
+    return [int(t) for t in text.split(',')] if text else []
+
 @call_parse
 def main(verb:Param('run, draw, show or check', str, choices=('run', 'draw', 'show', 'check')), # What to do
          preset:str='quick', # Which runs
          models:str='',      # Study models, with commas between; empty: as the preset says
          suite:str='small',  # Or a real benchmark such as 'pope', or 'nine'
+         seeds:str='',       # Numbers with commas between, such as 0,1,2; empty: as the preset says
          minutes:float=0,    # run: start nothing after that many minutes (0: no limit)
          shard:str='1/1'     # run: this process takes every n-th run from the i-th on (i/n)
         ):
@@ -397,7 +406,7 @@ def main(verb:Param('run, draw, show or check', str, choices=('run', 'draw', 'sh
     transformers.logging.set_verbosity_error(); transformers.logging.disable_progress_bar(); datasets.disable_progress_bars()
     try:
         if verb=='run':
-            done = run_all(grid(preset, models.split(',') if models else None, suite), minutes or None, shard=shard_of(shard))
+            done = run_all(grid(preset, models.split(',') if models else None, suite, seeds_of(seeds)), minutes or None, shard=shard_of(shard))
             print(', '.join(f'{v} {k}' for k,v in done.items() if v or k!='failed')); return sys.exit(1 if done['failed'] else 0)
         if verb=='draw': print('drawn: '+', '.join(f'figures/{n}.png' for n in draw_all(preset)))
         if verb=='show': print(as_text(summary(preset, models.split(',') if models else None)))

@@ -35,13 +35,15 @@ def seconds(f):
 
 def step(recipe, rounds=7):
     teacher,b = model(), batch(); student = apply_plan(teacher, Plan.of(teacher, blocks=[0, 1, 3]))
-    s = settings(recipe, hidden_tokens='answer'); lvlm,_ = learner(student, s); given = {k: b[k] for k in ('input_ids', 'attention_mask', 'features')}
+    s = settings(recipe); lvlm,_ = learner(student, s); given = {k: b[k] for k in ('input_ids', 'attention_mask', 'features')}
     healing = Healing(lvlm, s, teacher).train(); ps = [p for p in healing.parameters() if p.requires_grad]; on = next_labels(b['labels'])!=-100
     def forget():
         for p in ps: p.grad = None
     def plain():
         loss = F.cross_entropy(lvlm.part('head')(last_states(lvlm, **given)[on]).float(), next_labels(b['labels'])[on]); loss.backward()
-        with torch.no_grad(): teacher.part('head')(last_states(teacher, **given)[on])
+        with torch.no_grad():
+            t = last_states(teacher, **given)
+            if s.beta: teacher.part('head')(t[on])
         forget()
     with tempfile.TemporaryDirectory() as d:
         trainer = HealingTrainer(s, healing, training_arguments(s, d, False))

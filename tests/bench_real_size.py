@@ -1,8 +1,9 @@
-"""What scores, surgery and recovery cost at the size of real models, on a GPU: `python tests/bench_gpu.py [NAME ...] [--again] [--small]`.
+"""What scores, surgery and recovery cost at the size of real models, on a GPU: `python tests/bench_real_size.py [NAME ...] [--again] [--small]`.
 
 The models have the shapes of the three published checkpoints and random weights, so no accuracy is measured here: only time, memory, and that what is computed is
-right at that size. Every ratio is of two things timed in turn in one process. Names: scores, memory, recovery, speed, exact. Rows go to
-nbs/results/benchmarks.jsonl; those that are there are shown and not measured again unless asked. --small takes tiny shapes, keeps no row and runs on a CPU too."""
+right at that size. Every ratio is of two things timed in turn in one process. Names: scores, memory, recovery, speed, and exact, which takes a few blocks of
+full width in float32 and runs on a CPU as well. Rows go to nbs/results/benchmarks.jsonl; those that are there are shown and not measured again unless asked.
+--small takes tiny shapes, keeps no row and needs no GPU."""
 import argparse, os, statistics, tempfile, time
 from contextlib import ExitStack
 from functools import lru_cache
@@ -29,9 +30,11 @@ SMALL = dict(zip(NAMES, (llava_config, bunny_config, internvl_config)))
 GPU,BF16 = default_device(), torch.bfloat16
 small = False
 
-def model(name, dtype=BF16):
-    "Random weights in the shape of a published checkpoint."
+def model(name, dtype=BF16, blocks=None):
+    "Random weights in the shape of a published checkpoint, or of its first blocks."
     torch.manual_seed(0); config = SMALL[name](vocab=512, image_token=3) if small else paper_config(name)
+    if not small: config.image_token_id = 0
+    if blocks: config.text_config.num_hidden_layers = blocks; config.vision_config.num_hidden_layers = 3
     with torch.device(GPU): m = AutoModelForImageTextToText.from_config(config, dtype=dtype)
     for n,p in m.named_parameters():
         if p.ndim==1 and 'norm' not in n: torch.nn.init.normal_(p.data, std=.02)      # biases are there to be cut
@@ -150,9 +153,9 @@ def speed(method, ratio, new=48):
 def logits(lvlm, s): return lvlm.model(**inputs(lvlm, s), use_cache=False, logits_to_keep=8).logits.float()
 def far(a, b): return float((a-b).norm()/b.norm())
 
-def exact(name):
-    "In float32: removed equals skipped or zeroed, cached equals uncached, and nothing removed changes nothing."
-    lvlm = model(name, torch.float32); s = sample(lvlm, 0); base = logits(lvlm, s)
+def exact(name, blocks=4):
+    "In float32: removed equals skipped or zeroed, cached equals uncached, and the original is left as it was."
+    lvlm = model(name, torch.float32, blocks); s = sample(lvlm, 0); base = logits(lvlm, s)
     scores = score(lvlm, [s], criteria=('random', 'bi', 'taylor'), progress=False); out = dict(parameters=sum(p.numel() for p in lvlm.model.parameters()))
     for method,plan in (('layer', layer_plan(scores, .3)), ('width', width_plan(scores, .3))):
         with ExitStack() as e:
@@ -163,7 +166,7 @@ def exact(name):
                         e.enter_context(silence(lvlm, i, kind, sorted(set(range(total))-set(getattr(plan, kind)[i]))))
             want = logits(lvlm, s)
         cut = apply_plan(lvlm, plan); got = logits(cut, s); q = {k: v for k,v in inputs(cut, s).items()}
-        with torch.inference_mode(): a,b = (cut.model.generate(**q, max_new_tokens=12, do_sample=False, pad_token_id=0, use_cache=c) for c in (True, False))
+        with torch.inference_mode(): a,b = (cut.model.generate(**q, max_new_tokens=12, do_sample=False, pad_token_id=0, use_cache=c, suppress_tokens=[cut.config.image_token_id]) for c in (True, False))
         out |= {f'{method}_error': far(got, want), f'{method}_effect': far(want, base), f'{method}_same_words': int(torch.equal(a, b)), f'{method}_realised': plan.realised['lm']}
         del cut
     return out | dict(untouched=far(logits(lvlm, s), base))
@@ -183,12 +186,12 @@ def main():
     ap.add_argument('--again', action='store_true', help='measure what is stored already'); ap.add_argument('--small', action='store_true', help='tiny shapes; no row is kept')
     args = ap.parse_args(); transformers.logging.set_verbosity_error()
     global small; small = args.small
-    if GPU.type!='cuda' and not small: raise SystemExit('no GPU here: --small tries the same on tiny shapes')
+    if GPU.type!='cuda' and not small and args.names!=['exact']: raise SystemExit('no GPU here: exact needs none, and --small tries everything on tiny shapes')
     for k,(name,f) in JOBS.items():
         if args.names and k.split(':')[0] not in args.names: continue
         if k.startswith('exact'): large.cache_clear()
         if GPU.type=='cuda': torch.cuda.empty_cache()
-        try: row = dict(metrics=f()) if small else record(Run('benchmarks', model=name, note=f'gpu {k}'), lambda: dict(metrics=f()), force=args.again)
+        try: row = dict(metrics=f()) if small else record(Run('benchmarks', model=name, note=f'real size, {k}'), lambda: dict(metrics=f()), force=args.again)
         except Exception as e: print(f'{k:28s} failed: {type(e).__name__}: {str(e)[:300]}', flush=True); continue
         print(f'{k:28s}', {a: round(v, 4) for a,v in row['metrics'].items()}, flush=True)
 
