@@ -16,7 +16,7 @@ from .data import subset
 from .evaluation import paper_results
 from .layer_pruning import FAMILIES, rows_by_ratio
 from .losses import Recovery, settings
-from .objectives import budget, paper_figure, usual
+from .objectives import budget, paper_figure, usual, shared
 
 # %% ../nbs/10_data_efficiency.ipynb #c05137c5
 FRACTIONS = tuple(p/100 for p in (1, 2, 5, 10, 20, 50, 100))
@@ -48,10 +48,11 @@ def by_fraction(results,     # `load('recovery')`
                 trains='projector+lora', # What was trained
                 note=''      # '' (equal epochs) or 'equal steps'
                )->pd.DataFrame: # Columns fraction, seed, retention, low, high
-    "Retention by fraction of the data and seed; 0 is the pruned model itself."
+    "Retention by fraction of the data, for the seeds that all fractions share; 0 is the pruned model itself."
     r = usual(results, model, method); mine = (r.recovery==recovery) & (r.trains==trains) & np.isclose(r.ratio, ratio)
     mine &= (r.note==note) | (r.note=='') & (r.fraction==1)
     d = r[mine].pivot_table(index=['fraction', 'seed'], columns='metric', values='value', aggfunc='mean').reset_index()
+    d = shared(d.assign(ratio=ratio), 'fraction')
     b = rows_by_ratio(usual(bare, model, method), model, method).reset_index(); b = b[np.isclose(b.ratio, ratio)].assign(fraction=0.) if len(b) else b
     columns = ['fraction', 'seed', 'retention', 'retention_low', 'retention_high']
     if not len(d): return pd.DataFrame(columns=['fraction', 'seed', 'retention', 'low', 'high'])
@@ -71,11 +72,11 @@ def recipe_measured(results,    # `load('recovery')`
 YARDSTICKS = ('of the original', 'of all data', 'of the gain')
 def yardsticks(d:pd.DataFrame # From `by_fraction`
               )->pd.DataFrame: # With a column for each of `YARDSTICKS`, in percent
-    "Each run by three yardsticks; all data and the pruned model are taken with the same seed where there is one."
+    "Each run by three yardsticks; all data and the pruned model are taken with the same seed where there is one. A gain below three points is no yardstick."
     at = lambda f: d[d.fraction==f].set_index('seed').retention
     def ref(f): r = at(f); return d.seed.map(r).fillna(r.mean()) if len(r) else pd.Series(np.nan, d.index)
-    full,none = ref(1.), ref(0.)
-    return d.assign(**{'of the original': d.retention, 'of all data': 100*d.retention/full, 'of the gain': 100*(d.retention-none)/(full-none)})
+    full,none = ref(1.), ref(0.); gain = (full-none).where(lambda g: g.abs()>=3)
+    return d.assign(**{'of the original': d.retention, 'of all data': 100*d.retention/full, 'of the gain': 100*(d.retention-none)/gain})
 
 # %% ../nbs/10_data_efficiency.ipynb #b199653c
 def paper_fractions(family:str # As in the paper
@@ -120,8 +121,9 @@ def all_ratios(results, # `load('recovery')`
 def closed_by_steps(epochs:pd.DataFrame, # `by_fraction` at equal epochs
                     steps:pd.DataFrame   # And at equal steps
                    )->pd.DataFrame:      # Columns epochs, steps, full, closed; a line a fraction
-    "Share of the gap between a fraction and all data that equal steps close, in percent."
-    m = lambda d: d[d.fraction>0].groupby('fraction').retention.mean(); a,b = m(epochs), m(steps); full = a.get(1., np.nan)
+    "Share of the gap between a fraction and all data that equal steps close, in percent; means over the seeds that both have."
+    both = set(epochs[epochs.fraction>0].seed) & set(steps[steps.fraction>0].seed)
+    m = lambda d: d[(d.fraction>0) & d.seed.isin(both)].groupby('fraction').retention.mean(); a,b = m(epochs), m(steps); full = a.get(1., np.nan)
     out = pd.DataFrame(dict(epochs=a, steps=b)).dropna(); out = out[out.index<1].assign(full=full)
     return out.assign(closed=100*(out.steps-out.epochs)/(out.full-out.epochs))
 
