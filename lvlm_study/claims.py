@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 import numpy as np
 import pandas as pd
+from fastcore.basics import patch
 from .core import COLORS, load
 from .data_efficiency import by_fraction
 from .evaluation import paper_results
@@ -94,23 +95,27 @@ class Measured:
                )->pd.DataFrame: # Columns are recipes, by ratio
         "Retention in percent of narrow models."
         return by_recipe(recovered(self._results['recovery'], self.model, 'width'))
-    def of_all(self,
-               fraction:float # Share of the data
-              )->pd.Series:   # By ratio
-        "What a share of the data gives in percent of what all data give."
-        r,out = self._results, {}
-        for ratio in (.15, .30, .45, .60):
-            y = by_fraction(r['recovery'], r['width'], self.model, 'width', ratio, BASE).pivot_table(index='seed', columns='fraction', values='retention')
-            if fraction in y and 1. in y and len(y := y.dropna(subset=[fraction, 1.])): out[ratio] = (100*y[fraction]/y[1.]).mean()
-        return pd.Series(out, dtype=float)
-    def few(self,
-            method:str, # 'layer' or 'width'
-            n:int       # Samples
-           )->pd.Series: # By ratio
-        "Retention with scores from so many samples, in percent of that with 50."
-        d = self._results[method]; d = d[(d.model==self.model) & (d.method==method) & (d.criterion==dict(layer='bi', width='taylor')[method]) & (d.note=='') & (d.limit==0) & (d.seed==0)]
-        t = d[d.metric=='retention'].pivot_table(index='ratio', columns='calibration', values='value')
-        return (100*t[n]/t[50]).dropna() if n in t and 50 in t else pd.Series(dtype=float)
+
+# %% ../nbs/12a_claims.ipynb #f78ffd8d
+@patch
+def of_all(self:Measured,
+           fraction:float # Share of the data
+          )->pd.Series:   # By ratio
+    "What a share of the data gives in percent of what all data give."
+    r,out = self._results, {}
+    for ratio in (.15, .30, .45, .60):
+        y = by_fraction(r['recovery'], r['width'], self.model, 'width', ratio, BASE).pivot_table(index='seed', columns='fraction', values='retention')
+        if fraction in y and 1. in y and len(y := y.dropna(subset=[fraction, 1.])): out[ratio] = (100*y[fraction]/y[1.]).mean()
+    return pd.Series(out, dtype=float)
+@patch
+def few(self:Measured,
+        method:str, # 'layer' or 'width'
+        n:int       # Samples
+       )->pd.Series: # By ratio
+    "Retention with scores from so many samples, in percent of that with 50."
+    d = self._results[method]; d = d[(d.model==self.model) & (d.method==method) & (d.criterion==dict(layer='bi', width='taylor')[method]) & (d.note=='') & (d.limit==0) & (d.seed==0)]
+    t = d[d.metric=='retention'].pivot_table(index='ratio', columns='calibration', values='value')
+    return (100*t[n]/t[50]).dropna() if n in t and 50 in t else pd.Series(dtype=float)
 
 # %% ../nbs/12a_claims.ipynb #73d4098d
 @dataclass(frozen=True)

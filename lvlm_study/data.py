@@ -113,16 +113,25 @@ def load_llava_json(path,    # The JSON list
                     images   # Folder of the pictures
                    )->datasets.Dataset:
     "LLaVA-style conversations as rows of our form; ValueError names the first sample that is not usable."
-    role = dict(human='user', gpt='assistant')
-    rows = [dict(id=str(s.get('id', i)), images=[str(Path(images)/f) for f in _images(s)],
-                 messages=[dict(role=role[t['from']], content=t['value']) for t in s['conversations']])
-            for i,s in enumerate(json.loads(Path(path).read_text()))]
+    rows = [_row(s, i, images) for i,s in enumerate(_listed(Path(path)))]
     for r in rows:
         gone = [Path(f).name for f in r['images'] if not Path(f).exists()]
         if gone: raise ValueError(f'sample {r["id"]!r} names an image that is not there: {gone[0]}')
     return check_answers(datasets.Dataset.from_list(rows, features=FEATURES))
 
-def _images(s): return [] if 'image' not in s else s['image'] if isinstance(s['image'], list) else [s['image']]
+def _images(s): return x if isinstance(x := s.get('image') or [], list) else [x]
+
+def _listed(path):
+    try: d = json.loads(path.read_text())
+    except json.JSONDecodeError as e: raise ValueError(f'{path.name} is not one JSON list (line {e.lineno}): of a file with an object a line, make a list') from None
+    if not isinstance(d, list) or not d or not all(isinstance(s, dict) for s in d): raise ValueError(f'{path.name} is to be a JSON list of samples, and at least one')
+    return d
+
+def _row(s, i, images):
+    role,name,turns = dict(human='user', gpt='assistant'), str(s.get('id', i)), s.get('conversations')
+    if not isinstance(turns, list) or not all(isinstance(t, dict) and isinstance(t.get('value'), str) for t in turns): raise ValueError(f'sample {name!r} has no conversations: a list of turns with "from" and "value"')
+    if bad := [t.get('from') for t in turns if t.get('from') not in role]: raise ValueError(f'sample {name!r} has a turn from {bad[0]!r}: turns are from human or gpt')
+    return dict(id=name, images=[str(Path(images)/f) for f in _images(s)], messages=[dict(role=role[t['from']], content=t['value']) for t in turns])
 
 # %% ../nbs/02_data.ipynb #3a855449
 def check_answers(ds:datasets.Dataset # Rows of our form

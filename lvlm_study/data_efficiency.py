@@ -121,11 +121,11 @@ def all_ratios(results, # `load('recovery')`
 def closed_by_steps(epochs:pd.DataFrame, # `by_fraction` at equal epochs
                     steps:pd.DataFrame   # And at equal steps
                    )->pd.DataFrame:      # Columns epochs, steps, full, closed; a line a fraction
-    "Share of the gap between a fraction and all data that equal steps close, in percent; means over the seeds that both have."
+    "Share of the gap between a fraction and all data that equal steps close, in percent, where it is three points or more; means over the seeds that both have."
     both = set(epochs[epochs.fraction>0].seed) & set(steps[steps.fraction>0].seed)
     m = lambda d: d[(d.fraction>0) & d.seed.isin(both)].groupby('fraction').retention.mean(); a,b = m(epochs), m(steps); full = a.get(1., np.nan)
     out = pd.DataFrame(dict(epochs=a, steps=b)).dropna(); out = out[out.index<1].assign(full=full)
-    return out.assign(closed=100*(out.steps-out.epochs)/(out.full-out.epochs))
+    return out.assign(closed=100*(out.steps-out.epochs)/(out.full-out.epochs).where(lambda gap: gap>=3))
 
 # %% ../nbs/10_data_efficiency.ipynb #6aef69f6
 @dataclass(frozen=True)

@@ -254,6 +254,9 @@ def evaluate(lvlm:LVLM,              # The model
              every:int=8             # Batches between two writes of the file
             )->pd.DataFrame:         # One row a benchmark: value, n, low, high, chance; records in `attrs`
     "Ask what is new, keep it, grade, tabulate; ValueError in one sentence, before anything is asked, for what cannot be graded."
+    for k,v in dict(limit=limit, batch_size=batch_size, max_new_tokens=max_new_tokens, every=every).items():
+        if v is not None and not (isinstance(v, (int, np.integer)) and v>0): raise ValueError(f'{k} is a whole number from 1 on, not {v!r}')
+    if not isinstance(suite, (str, datasets.Dataset)): raise ValueError(f'a suite is a name or a datasets.Dataset, not a {type(suite).__name__}')
     whole = open_suite(suite); q = questions(whole); mine = q.iloc[first(q, limit)]
     longest = max_new_tokens or ('its own' if 'new_tokens' in q else 12)
     made = dict(model=fingerprint(lvlm), name=lvlm.name, suite=suite_key(whole), look=look, max_new_tokens=longest)

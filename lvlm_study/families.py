@@ -23,7 +23,7 @@ from .core import COLORS, environment, seed_all
 from .evaluation import percents
 from .models import LVLM, STUDY_MODELS, TILE_TOKENS, TileProcessor, bunny_config, internvl_config, load_lvlm, save_lvlm
 from .pretraining import TEMPLATE, pretrain_vision, question_texts, ready_for_learning, train_tokenizer
-from .refining import look_around, next_kinds, second_course
+from .refining import add_scores, look_around, next_kinds, second_course
 
 # %% ../nbs/03h_families.ipynb #9ebf90e2
 SIZES = dict(height=80, width=80) # Pixels of a picture, and of a tile
@@ -152,7 +152,7 @@ def make_family(name:str,        # One of `FAMILIES` or `POOLED`
     return keep(lvlm, done | dict(cells_named=round(cells, 4), secs=round(time.time()-t0), env=environment()), folder)
 
 if __name__=='__main__' and '__file__' in globals(): # Run as a module, not as a notebook
-    for name in sys.argv[1:] or [*FAMILIES, *POOLED]: make_family(name)
+    for name in sys.argv[1:] or [*FAMILIES, *POOLED]: make_family(name); add_scores(STUDY_MODELS/name)
 
 # %% ../nbs/03h_families.ipynb #8d6ed3c7
 def plot_courses(recipes:dict, # Name -> as kept in `recipe.json`

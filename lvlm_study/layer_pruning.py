@@ -147,13 +147,13 @@ def curve(results,   # As for `rows_by_ratio`
           method:str, # 'layer' or 'width'
           criterion='', # '': the paper's; None: any
           note=''    # A variant
-         )->pd.DataFrame: # Columns realised, retention, low, high in percent and seeds, by ratio
-    "Retention by ratio over the seeds there are; empty where nothing is stored."
+         )->pd.DataFrame: # Columns realised, retention, low, high in percent, and how many seeds gave another result, by ratio
+    "Retention by ratio; low and high hold all seeds and the interval over the questions. Empty where nothing is stored."
     d = rows_by_ratio(results, model, method, criterion, note)
     if 'retention' not in d: return pd.DataFrame(columns=['realised', 'retention', 'low', 'high', 'seeds'])
     if 'retention_low' not in d: d['retention_low'] = d['retention_high'] = d.retention
-    g = d.groupby('ratio'); n = g.size(); one = n==1
-    low,high = g.retention.min().where(~one, g.retention_low.mean()), g.retention.max().where(~one, g.retention_high.mean())
+    g = d.groupby('ratio'); n = g.retention.nunique()           # the same plan from other samples is no other seed
+    low = pd.concat([g.retention.min(), g.retention_low.mean()], axis=1).min(axis=1); high = pd.concat([g.retention.max(), g.retention_high.mean()], axis=1).max(axis=1)
     return pd.DataFrame(dict(realised=100*g.realised_lm.mean(), retention=g.retention.mean(), low=low, high=high, seeds=n))
 
 # %% ../nbs/06_layer_pruning.ipynb #c771e44b

@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import partial
+from numbers import Real
 import torch
 from datasets import Dataset
 from torch import nn
@@ -153,7 +154,11 @@ _CHOICES = dict(trains=TRAINS, kd=KD, hidden=HIDDEN, kd_tokens=('answer', 'all')
 _LEAST = dict(alpha=0, beta=0, gamma=0, max_steps=0, weight_decay=0, max_grad_norm=0, lora_dropout=0, max_length=0, check_every=0, workers=0, chunk=0,
     batch_size=1, accumulation=1, lora_rank=1, save_every=1, log_every=1)
 
+_NUMBERS = ('tau', 'lr', 'projector_lr', 'epochs', 'lora_alpha', 'fraction', 'warmup', 'feature_gb', *_LEAST)
+
 def _check_settings(s):
+    for k in _NUMBERS:
+        if not isinstance(getattr(s, k), Real): raise ValueError(f'{k} is a number, not {getattr(s, k)!r}')
     for k,legal in _CHOICES.items():
         if getattr(s, k) not in legal: raise ValueError(f'{k} is one of {", ".join(legal)}, not {getattr(s, k)!r}')
     for k,least in _LEAST.items():

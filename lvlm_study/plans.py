@@ -203,10 +203,11 @@ def check_miss(ratio:float,  # As asked
                what:str      # What comes in steps
               )->None:
     "ValueError that names the legal neighbours where none of the ratios is near enough."
+    if tolerance is not None and not (isinstance(tolerance, (int, float)) and tolerance>=0): raise ValueError(f'a tolerance is a share from 0 on, such as .01, not {tolerance!r}')
     if tolerance is None or min(abs(g-ratio) for g in got)<=tolerance: return
     below,above = max((g for g in got if g<=ratio), default=None), min((g for g in got if g>ratio), default=None)
     near = ' and '.join(f'{g:.1%}' for g in (below, above) if g is not None)
-    raise ValueError(f'no {what} removes {ratio:.1%} within {tolerance:.1%}: the nearest are {near}')
+    raise ValueError(f'no {what} removes {ratio:.1%} within {100*tolerance:g} %: the nearest are {near}')
 
 # %% ../nbs/04c_plans.ipynb #0e832dd1
 def nearest_blocks(sizes:dict,  # Parameter counts of the original

@@ -260,6 +260,7 @@ def check_teacher(student:LVLM, # Pruned
     if not s.needs_teacher: return
     if teacher is None:
         raise ValueError(f'learning from {" and ".join(k for k in s.terms if k!="sft")} needs a teacher: give recover(..., teacher=) the original model')
+    if not isinstance(teacher, (LVLM, Opinions)): raise ValueError(f'a teacher is a model as load_lvlm gives it, or Opinions, not {teacher!r}')
     if isinstance(teacher, Opinions): return check_opinions(student, teacher, s)
     said = {k: [f(l) for l in (teacher, student)] for k,f in dict(vocab=lambda l: l.tokenizer.get_vocab(), words=lambda l: l.part('head').weight.shape[0],
         channels=lambda l: l.anatomy.width).items() if k=='vocab' or k=='words' and s.beta or k=='channels' and s.gamma}
@@ -307,6 +308,7 @@ def claim(folder,        # Of this recovery
     "Take a folder for a recovery; ValueError if it holds another one."
     folder = Path(folder); there = folder/'settings.json'
     flat = lambda d: {k: v for k,v in d['settings'].items() if k not in _FREE} | {k: d[k] for k in ('student', 'teacher', 'data')}
+    if folder.is_file(): raise ValueError(f'{folder.name} is a file: choose a folder')
     if there.exists():
         old,new = (flat(json.loads(t)) for t in (there.read_text(), json.dumps(about)))
         if bad := [k for k in new if k in old and old[k]!=new[k]]:
@@ -380,6 +382,7 @@ def recover(student:LVLM,      # What is to be healed; it is not changed
     "Heal a pruned model; ValueError in one sentence before anything is trained where something does not fit."
     if os.environ.get('ACCELERATE_USE_FSDP', '').lower()=='true': raise ValueError('recovery keeps the whole model in each process: launch it without FSDP')
     s = settings(recipe, trains=trains, fraction=fraction, seed=seed, **changes)
+    if not (isinstance(train, Samples) or hasattr(train, 'column_names')): raise ValueError(f'training data are a datasets.Dataset of our form, such as load_llava_json gives, not a {type(train).__name__}')
     check_teacher(student, teacher, s)
     samples = train if isinstance(train, Samples) else Samples(student, train, s.max_length, s.feature_gb, s.skip_broken)
     if isinstance(train, Samples):

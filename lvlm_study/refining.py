@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PLACES', 'AROUND', 'TEXTS', 'SKILLS', 'MASK', 'FIRST', 'TALK', 'surroundings', 'look_around', 'lookup', 'count',
            'say_sum', 'say_french', 'questions', 'pack', 'packed_attention', 'packed_losses', 'next_kinds', 'sample',
-           'optimizers', 'second_course', 'refine', 'plot_course']
+           'optimizers', 'second_course', 'add_scores', 'refine', 'plot_course']
 
 # %% ../nbs/03g_refining.ipynb #3e451c36
 import copy
@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from transformers import AttentionInterface
 from .core import COLORS, atomic, cache_dir, environment, seed_all
 from .data import ask, encode, expand_images
+from .evaluation import average, evaluate
 from .models import LVLM, STUDY_MODELS, image_text, load_lvlm, save_lvlm
 from .pictures import ARROWS, COLORS as PAINTS, GRID, MAKERS, NODES, SHAPES, WORDS, Picture, arrows, cell_labels, draw, lines, only, shapes
 from .pretraining import CARD, as_pixels, patch_features, rate, word_targets
@@ -265,6 +266,14 @@ def second_course(lvlm:LVLM,          # Changed in place
     return log
 
 # %% ../nbs/03g_refining.ipynb #eb418e80
+def add_scores(folder # Of a study model
+              )->dict: # Benchmark, and 'AVG' -> percent, or points of MME
+    "Ask a study model the whole small suite and keep what it reaches in its recipe."
+    table = evaluate(load_lvlm(folder), progress=False); p = Path(folder)/'recipe.json'
+    scores = {k: round(float(v), 1) for k,v in table.value.items()} | dict(AVG=round(average(table), 1))
+    p.write_text(json.dumps(json.loads(p.read_text()) | dict(scores=scores), indent=1))
+    return scores
+
 def refine(name:str='tiny-llava', # A study model that had the first course
            steps:int=3200,        # Of the second course
            folder=STUDY_MODELS    # Where it is, and is kept again
@@ -276,12 +285,12 @@ def refine(name:str='tiny-llava', # A study model that had the first course
     recipe['second'] = dict(steps=steps, batch=12, around=seen, secs=round(time.time()-t0), env=environment(),
         loss=[round(float(np.mean(log[i:i+20])), 4) for i in range(0, len(log), 20)])
     lvlm.model.eval().half(); lvlm.name = name
-    save_lvlm(lvlm, Path(folder)/name, force=True, card=CARD)
+    save_lvlm(lvlm, Path(folder)/name, force=True, card=CARD.replace('pretraining`', 'pretraining` and then `python -m lvlm_study.refining`'))
     (Path(folder)/name/'recipe.json').write_text(json.dumps(recipe, indent=1))
     return Path(folder)/name
 
 if __name__=='__main__' and '__file__' in globals(): # Run as a module, not as a notebook
-    for name in sys.argv[1:] or ['tiny-llava']: refine(name)
+    for name in sys.argv[1:] or ['tiny-llava']: add_scores(refine(name))
 
 # %% ../nbs/03g_refining.ipynb #6f8a458b
 def plot_course(losses:list, # Means of equally many steps each

@@ -11,6 +11,7 @@ __all__ = ['PICKLES', 'ONE_WIDTH', 'RULES', 'says', 'plot_meter', 'load_pruned',
 from pathlib import Path
 import pandas as pd
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedConfig
 from .core import COLORS
 from .cutting import apply_plan
@@ -56,7 +57,9 @@ def load_pruned(folder,      # A checkpoint folder
                )->LVLM:
     "Load a model whose blocks may differ in width."
     if not (Path(folder)/'config.json').is_file(): return load_lvlm(folder, dtype, device)
-    with mixed_widths(AutoConfig.from_pretrained(folder)): return load_lvlm(folder, dtype, device)
+    try: config = AutoConfig.from_pretrained(folder)
+    except (StrictDataclassError, ValueError, TypeError, KeyError): return load_lvlm(folder, dtype, device)      # which says in a sentence what is wrong
+    with mixed_widths(config): return load_lvlm(folder, dtype, device)
 
 # %% ../nbs/05_surgery.ipynb #19158908
 PICKLES = ('.bin', '.pt', '.pth', '.pkl', '.ckpt', '.pickle')

@@ -244,7 +244,7 @@ def width_card(scores,        # With KV groups and channels
     p = width_plan(scores, ratio, criterion, how); c = _criterion(scores, criterion)[0]
     fig,axs = plt.subplot_mosaic([['heads', 'channels'], ['meter', 'meter']], figsize=(6.6,3.9), height_ratios=(3.2, .7))
     plot_kept_heads(scores, p, c, axs['heads']); plot_kept_channels(scores, p, c, axs['channels']); plot_meter(p, axs['meter'])
-    near = measured_near(results, scores.meta.get('model', ''), ratio, 'width', c) if results is not None else ''
+    near = measured_near(results, scores.meta.get('model', ''), ratio, 'width', c) if results is not None and how=='uniform' else ''   # mixed widths were not run
     h,n = p.widths[0] if p.uniform else ('mixed', 'mixed')
     fig.suptitle('\n'.join(x for x in (f'{p.method}: {h} KV groups, {n} channels a block', near, *p.notes) if x), fontsize=8.5)
     return fig

@@ -36,6 +36,8 @@ def test_shipped_small_with_a_recipe(models, name):
     files = list((STUDY_MODELS/name).iterdir()); recipe = json.loads((STUDY_MODELS/name/'recipe.json').read_text())
     assert sum(f.stat().st_size for f in files)<10e6 and not [f.name for f in files if f.suffix in ('.bin', '.pt', '.pkl', '.py')]
     assert recipe['steps']>0 and recipe['secs']>0 and recipe['loss'] and {'seed', 'env'}<=set(recipe)
+    row = next(r for r in read_rows('layer_pruning').values() if r['run']['model']==name and r['run']['method']=='none' and not r['run']['note'] and not r['run']['limit'])
+    assert {*TOP, 'AVG'}==set(recipe['scores']) and abs(recipe['scores']['AVG']-row['metrics']['AVG'])<1
     counts = count_parameters(models[name])
     assert counts['total']==sum(p.numel() for p in models[name].model.parameters()) and .85<counts['LM']/counts['total']<.95
 
