@@ -291,7 +291,7 @@ def test_fingerprint_and_suite_key(tiny, ds):
 def bad(ds, **change): return ds.select(range(3)).map(lambda r: change)
 
 @pytest.mark.parametrize('suite, says', [
-    (lambda ds: 'smal', "there is no suite 'smal': give one of small, .*a datasets.Dataset"), (lambda ds: [1], r'there is no suite \[1\]'), (lambda ds: ds.select([]), 'the suite has no questions'),
+    (lambda ds: 'smal', "there is no suite 'smal': give one of small, .*a datasets.Dataset"), (lambda ds: [1], 'a suite is a name or a datasets.Dataset, not a list'), (lambda ds: ds.select([]), 'the suite has no questions'),
     (lambda ds: ds.remove_columns(['answer', 'benchmark']), 'this data set has no benchmark, answer'), (lambda ds: bad(ds, answer=' '), "question 'MMMU-0' has no answer to compare with"),
     (lambda ds: bad(ds, answer=None), "question 'MMMU-0' has no answer"), (lambda ds: bad(ds, benchmark='MMLU'), r'no benchmark that has a metric \(MMMU, SQA'), (lambda ds: bad(ds, id='x'), "question 'x' has an id that another question has"),
     (lambda ds: ds.select([i for i,b in enumerate(ds['benchmark']) if b=='MME-P'][:3]), "'MME-P-1-yes' is half of a pair"),
@@ -307,7 +307,8 @@ def test_a_name_that_is_no_suite_tells_of_the_nine(monkeypatch, tiny):
     with pytest.raises(ValueError, match='`import lvlm_study.benchmarks` adds the nine benchmarks'): evaluate(tiny, suite='pope', progress=False)
 
 def test_limit_is_a_number_of_questions(tiny):
-    with pytest.raises(ValueError, match='at least 1, not 0'): evaluate(tiny, limit=0, progress=False)
+    for name,value in dict(limit=0, batch_size=1.5, every=-1).items():
+        with pytest.raises(ValueError, match=f'{name} is a whole number from 1 on, not {value}'): evaluate(tiny, **{name: value}, progress=False)
 
 def test_a_picture_that_does_not_decode_is_named(tiny, ds):
     broken = ds.select(range(2)).cast_column('images', datasets.List(datasets.Image(decode=False)))
