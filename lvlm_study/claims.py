@@ -168,7 +168,7 @@ def claims_table(d:pd.DataFrame # From `judged`
 
 # %% ../nbs/12a_claims.ipynb #959df5fe
 TONES = {'holds':COLORS['full'], 'reversed':COLORS['lora'], 'mixed':COLORS['image'], 'undecided':COLORS['chance'], '':'#ffffff'}
-def plot_claims(d:pd.DataFrame, # From `judged`
+def plot_claims(d:pd.DataFrame, # From `judged`; with a column `kind`, sources are grouped under it
                 ax=None         # Axes to draw on
                ):
     "A cell a claim and source: its verdict."
@@ -179,6 +179,7 @@ def plot_claims(d:pd.DataFrame, # From `judged`
         x,y = names.index(r.source), says.index(r.claim)
         ax.add_patch(plt.Rectangle((x+.04, y+.06), .92, .88, color=TONES[r.says], alpha=.35 if r.says else 1, lw=0))
         ax.text(x+.5, y+.5, (r.says or '·').replace(' ', '\n'), ha='center', va='center', fontsize=6.5, linespacing=.9)
+    for kind,x in d.groupby('kind', sort=False).source if 'kind' in d else (): ax.text(np.mean([names.index(s) for s in set(x)])+.5, -1.15, kind, ha='center', fontsize=8, weight='bold')
     ax.set(xlim=(0, len(names)), ylim=(len(says), 0), xticks=np.arange(len(names))+.5, yticks=np.arange(len(says))+.5); ax.tick_params(length=0)
     ax.set_xticklabels([n.replace(' ', '\n').replace('-', '-\n') for n in names], fontsize=7); ax.set_yticklabels(says, fontsize=7); ax.xaxis.tick_top(); ax.grid(False)
     for s in ax.spines.values(): s.set_visible(False)

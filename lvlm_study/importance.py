@@ -266,12 +266,13 @@ def plot_blocks(scores:Scores,    # Scores with a row a sample
                 removed=(),       # Blocks drawn as removed
                 ax=None           # Axes to draw on
                ):
-    "Score of each block with its interval; the blocks that would go are pale."
+    "Score of each block with its interval; the blocks that would go are pale. Bars from zero, or points on a log axis where one block outdoes all others."
     import matplotlib.pyplot as plt
     ax = ax or plt.subplots(figsize=(5.2,2.2))[1]
-    s = scores.blocks[criterion].numpy(); lo,hi = interval(scores.samples[criterion])
+    s = scores.blocks[criterion].numpy(); lo,hi = interval(scores.samples[criterion]); far = lo.min()>0 and s.max()>20*np.median(s)
     col = ['#CFE3F1' if i in set(removed) else COLORS['layer'] for i in range(len(s))]
-    ax.bar(range(len(s)), s, color=col, edgecolor=COLORS['layer'], linewidth=.8)
+    if far: ax.set_yscale('log'); ax.scatter(range(len(s)), s, s=42, color=col, edgecolor=COLORS['layer'], linewidth=.8, zorder=3)
+    else: ax.bar(range(len(s)), s, color=col, edgecolor=COLORS['layer'], linewidth=.8)
     ax.errorbar(range(len(s)), s, [s-np.minimum(lo, s), np.maximum(hi, s)-s], fmt='none', ecolor='#333333', elinewidth=1, capsize=2)
     ax.set(xlabel='block', ylabel=label(criterion), xticks=range(0, len(s), 1+len(s)//17)); ax.grid(axis='x')
     return ax

@@ -226,7 +226,8 @@ def plot_effects(curves:dict, # Of a row of `run_prediction`
         x,y = curves[f'{w} {c}'], 1e3*np.array(curves[f'{w} increase'])
         ax.axhline(0, color='#333333', lw=.8); ax.scatter(x, y, s=22 if w=='blocks' else 8, color=COLORS['layer' if w=='blocks' else 'width'], lw=0)
         ax.set(xscale='log', xlabel=label(c), title=w.capitalize()); ax.set_yscale('symlog', linthresh=float(np.quantile(np.abs(y), .5)) or 1)
-        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5))); ax.xaxis.set_minor_formatter(NullFormatter())
+        ax.set_yticks([t for t in ax.get_yticks() if not 0<abs(t)<2*np.quantile(np.abs(y), .5)])   # those next to zero would lie on it
+        ax.xaxis.set_major_locator(LogLocator(subs=(1,) if max(x)>30*min(x) else (1, 2, 5))); ax.xaxis.set_minor_formatter(NullFormatter())
         ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f'{v:g}'))
     axs[0].set_ylabel('loss increase in mnat')
     return axs

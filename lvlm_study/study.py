@@ -322,7 +322,8 @@ def plot_retention(df:pd.DataFrame, # From `summary`
         axs[0].plot(x, [100, *d.retention], 'o-', color=COLORS[col], label=label)
         axs[0].fill_between(x, [100, *d.low], [100, *d.high], color=COLORS[col], alpha=.15, lw=0)
         p = paper_line(published); axs[1].plot([0, *p.index], [100, *p], 'o--', color=COLORS[col])
-    axs[0].set(title='Measured: tiny-llava, 5 % of the data', ylabel='retention in %'); axs[1].set(title='Published: LLaVA-v1.5-7B, all data')
+    healed = df[df.data>0]; what = f'{df.of.iloc[0]}'+(f', {healed.data.iloc[0]:.0%} of the data' if len(healed) else '')
+    axs[0].set(title=f'Measured: {what}', ylabel='retention in %'); axs[1].set(title='Published: LLaVA-v1.5-7B, all data')
     for ax in axs: ax.set(xlabel='share of the language model removed in %', ylim=(0, 108), xlim=(-1, 62))
     axs[0].legend(loc='lower left')
     return axs
@@ -334,7 +335,9 @@ def draw_all(preset:str='quick' # Whose rows are drawn
     import matplotlib.pyplot as plt
     runs,df,done = grid(preset), summary(preset), []
     for name,fig in (('12-block-influence', _draw_bi(runs)), ('12-retention', _draw_retention(df)), ('12-spider', _draw_spider(runs))):
-        if fig is not None: save_fig(fig, name); plt.close(fig); done.append(name)
+        if fig is None: continue
+        with style(): save_fig(fig, name)
+        plt.close(fig); done.append(name)
     return done
 
 def _draw_retention(df):

@@ -419,6 +419,6 @@ def plot_questions(pairs:list, # (Picture, [QA, ...])
     for ax,(_,qs) in zip(axs[:,1], pairs):
         ax.set_axis_off()
         for i,q in enumerate(qs):
-            for x,text,look in ((0, q.benchmark, dict(color='#777777')), (.12, say(q), {}), (1, q.answer, dict(ha='right', weight='bold'))):
+            for x,text,look in ((0, q.benchmark, dict(color='#777777')), (.12, say(q), {}), (1, q.reply(), dict(ha='right', weight='bold'))):
                 ax.text(x, .92-i/6, text, va='top', fontsize=7, transform=ax.transAxes, **look)
     return fig
