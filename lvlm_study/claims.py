@@ -34,6 +34,8 @@ class Published:
     def __init__(self,
                  family:str # As in the paper
                 ): self.family = family
+    @cached_property
+    def _lines(self): return paper_lines(self.family)
     def noise(self,
               k=2        # Numbers that a gap is made of
              )->float:   # Points
@@ -44,7 +46,7 @@ class Published:
                what='none'   # 'none', 'projector' or 'projector+lora'
               )->pd.Series:  # By ratio
         "Retention in percent without recovery, or after fine-tuning on answers."
-        y = paper_lines(self.family)[method, what]
+        y = self._lines[method, what]
         return y.set_axis(np.round(y.index/100, 2))
     def recipes(self,
                 source='fig5' # 'fig4': each loss alone; 'fig5': combined
@@ -74,6 +76,10 @@ class Measured:
                 ): self.model = model
     @cached_property
     def _results(self): return {k: load(f) for k,f in (('recovery', 'recovery'), ('layer', 'layer_pruning'), ('width', 'width_pruning'))}
+    @cached_property
+    def _trained(self):
+        d = pd.concat([recovered(self._results['recovery'], self.model, m).assign(of=m) for m in ('layer', 'width')]); d = d[d.recovery=='sft']
+        return shared(d.assign(run=d.of+d.trains), 'run')
     def noise(self,
               k=2        # Numbers that a gap is made of
              )->float:   # Points; 1 where nothing is stored
@@ -87,8 +93,7 @@ class Measured:
         "Retention in percent without recovery (widths at the size of the layers), or after fine-tuning on answers."
         if what=='none':
             return curve(self._results[method], self.model, method, note='same size' if method=='width' else '').retention
-        d = pd.concat([recovered(self._results['recovery'], self.model, m).assign(of=m) for m in ('layer', 'width')]); d = d[d.recovery=='sft']
-        d = shared(d.assign(run=d.of+d.trains), 'run')
+        d = self._trained
         return d[(d.of==method) & (d.trains==what)].groupby('ratio').retention.mean()
     def recipes(self,
                 source='fig5' # For both figures the same runs

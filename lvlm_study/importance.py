@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['STORES', 'NEEDS', 'CRITERIA', 'PUBLISHED', 'LABELS', 'Scores', 'sizes', 'needing', 'rows_of', 'reference_rows',
            'weight_rows', 'check_job', 'describe', 'same_job', 'Parts', 'score', 'save_scores', 'load_scores', 'means',
-           'interval', 'label', 'plot_blocks', 'plot_reference', 'iterative_influence', 'plot_heads', 'plot_channels',
-           'score_card']
+           'interval', 'label', 'draw_blocks', 'plot_blocks', 'plot_reference', 'iterative_influence', 'plot_heads',
+           'plot_channels', 'score_card']
 
 # %% ../nbs/04_importance.ipynb #11071c2e
 import hashlib
@@ -261,21 +261,30 @@ def label(name # Criterion, or 'criterion/kind'
     c,_,kind = name.partition('/')
     return LABELS.get(c, c) + (f', {kind}' if kind else '')
 
-def plot_blocks(scores:Scores,    # Scores with a row a sample
-                criterion='bi',   # Which of them
-                removed=(),       # Blocks drawn as removed
-                ax=None           # Axes to draw on
+def draw_blocks(s,          # Score of each block
+                lo, hi,     # Its interval
+                criterion,  # Its name
+                removed=(), # Blocks drawn as removed
+                ax=None     # Axes to draw on
                ):
-    "Score of each block with its interval; the blocks that would go are pale. Bars from zero, or points on a log axis where one block outdoes all others."
+    "Scores with intervals; the blocks that would go are pale. Bars from zero, or points on a log axis where one block outdoes all others."
     import matplotlib.pyplot as plt
     ax = ax or plt.subplots(figsize=(5.2,2.2))[1]
-    s = scores.blocks[criterion].numpy(); lo,hi = interval(scores.samples[criterion]); far = lo.min()>0 and s.max()>20*np.median(s)
+    s,lo,hi = map(np.asarray, (s, lo, hi)); far = lo.min()>0 and s.max()>20*np.median(s)
     col = ['#CFE3F1' if i in set(removed) else COLORS['layer'] for i in range(len(s))]
     if far: ax.set_yscale('log'); ax.scatter(range(len(s)), s, s=42, color=col, edgecolor=COLORS['layer'], linewidth=.8, zorder=3)
     else: ax.bar(range(len(s)), s, color=col, edgecolor=COLORS['layer'], linewidth=.8)
     ax.errorbar(range(len(s)), s, [s-np.minimum(lo, s), np.maximum(hi, s)-s], fmt='none', ecolor='#333333', elinewidth=1, capsize=2)
     ax.set(xlabel='block', ylabel=label(criterion), xticks=range(0, len(s), 1+len(s)//17)); ax.grid(axis='x')
     return ax
+
+def plot_blocks(scores:Scores,    # Scores with a row a sample
+                criterion='bi',   # Which of them
+                removed=(),       # Blocks drawn as removed
+                ax=None           # Axes to draw on
+               ):
+    "Score of each block with its interval, drawn by `draw_blocks`."
+    return draw_blocks(scores.blocks[criterion], *interval(scores.samples[criterion]), criterion, removed, ax)
 
 # %% ../nbs/04_importance.ipynb #343778e8
 def plot_reference(ours_L,      # Block Influence of each block

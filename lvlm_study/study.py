@@ -29,7 +29,7 @@ from .benchmarks import SUITES
 from .core import COLORS, Run, cache_dir, read_rows, record, save_fig, style
 from .data import subset
 from .evaluation import average, compare, evaluate, fingerprint, paper_results, plot_spider, retention_above_chance
-from .importance import CRITERIA, Scores, interval, iterative_influence, score
+from .importance import CRITERIA, Scores, draw_blocks, interval, iterative_influence, score
 from .layer_pruning import CHOICES, NINE, layer_plan
 from .models import STUDY_MODELS, load_lvlm, study_models
 from .plans import Plan
@@ -346,16 +346,12 @@ def _draw_retention(df):
 
 # %% ../nbs/12_study.ipynb #b4450996
 def _draw_bi(runs):
-    import matplotlib.pyplot as plt
     row = next((x for r in runs if r.experiment=='importance' and (x:=read_rows('importance').get(r.key))), None)
     if row is None: return None
-    c = row['curves']; x = range(len(c['bi']))
     with style():
-        fig,ax = plt.subplots(figsize=(5,2.3))
-        ax.bar(x, c['bi'], color=COLORS['layer'])
-        ax.errorbar(x, c['bi'], [[b-l for b,l in zip(c['bi'], c['low'])], [h-b for b,h in zip(c['bi'], c['high'])]], fmt='none', ecolor='#333333', elinewidth=1, capsize=2)
-        ax.set(xlabel='block', ylabel='block influence', xticks=x, title=f"{row['run']['model']}: influence of each block, {row['run']['calibration']} samples"); ax.grid(axis='x')
-    return fig
+        ax = draw_blocks(*(row['curves'][k] for k in ('bi', 'low', 'high')), 'bi')
+        ax.set_title(f"{row['run']['model']}: influence of each block, {row['run']['calibration']} samples")
+    return ax.figure
 
 def _draw_spider(runs):
     rows = {r: read_rows(r.experiment).get(r.key) for r in runs if r.experiment!='importance'}
