@@ -262,7 +262,8 @@ def label(name # Criterion, or 'criterion/kind'
     return LABELS.get(c, c) + (f', {kind}' if kind else '')
 
 def draw_blocks(s,          # Score of each block
-                lo, hi,     # Its interval
+                lo,         # Lower end of its interval
+                hi,         # Upper end
                 criterion,  # Its name
                 removed=(), # Blocks drawn as removed
                 ax=None     # Axes to draw on
