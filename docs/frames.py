@@ -113,13 +113,15 @@ def page(controls, root, alt, width):
 def of_notebook(cells, name, static, most, cwd):
     "{id of a cell: HTML} for the cells of a notebook that build a widget over a figure"
     import ipywidgets, IPython.display
+    from lvlm_study import core
     import matplotlib; matplotlib.use('Agg')
     from PIL import Image
     sources = [(i, ast.parse(c)) for i,c in cells]; out,before = {}, []
     if not most or not any(builds_widget(t) for _,t in sources): return out
-    keep = ipywidgets.interactive, ipywidgets.interact, IPython.display.display, os.getcwd()
+    keep = ipywidgets.interactive, ipywidgets.interact, IPython.display.display, core.show_fig, os.getcwd()
     ipywidgets.interactive = ipywidgets.interact = Widget
     IPython.display.display = lambda *objs, **kw: shown.extend(objs)
+    core.show_fig = shown.append
     os.chdir(cwd)
     try:
         for i,tree in sources:
@@ -134,5 +136,5 @@ def of_notebook(cells, name, static, most, cwd):
                             size = Image.open(next(folder.glob('*.png'))).width
                             out[i] = page(controls, root, says(w.f), round(size/1.5))
                 before.append(s)
-    finally: ipywidgets.interactive,ipywidgets.interact,IPython.display.display = keep[:3]; os.chdir(keep[3])
+    finally: ipywidgets.interactive,ipywidgets.interact,IPython.display.display,core.show_fig = keep[:4]; os.chdir(keep[4])
     return out

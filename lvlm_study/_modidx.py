@@ -132,6 +132,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'lvlm_study.core.results_dir': ('core.html#results_dir', 'lvlm_study/core.py'),
                                  'lvlm_study.core.save_fig': ('core.html#save_fig', 'lvlm_study/core.py'),
                                  'lvlm_study.core.seed_all': ('core.html#seed_all', 'lvlm_study/core.py'),
+                                 'lvlm_study.core.show_fig': ('core.html#show_fig', 'lvlm_study/core.py'),
                                  'lvlm_study.core.style': ('core.html#style', 'lvlm_study/core.py'),
                                  'lvlm_study.core.temporary_results': ('core.html#temporary_results', 'lvlm_study/core.py'),
                                  'lvlm_study.core.write_row': ('core.html#write_row', 'lvlm_study/core.py')},

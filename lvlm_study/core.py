@@ -4,16 +4,18 @@
 
 # %% auto #0
 __all__ = ['COLORS', 'Run', 'cache_dir', 'results_dir', 'atomic', 'temporary_results', 'read_rows', 'write_row', 'environment',
-           'record', 'load', 'seed_all', 'default_device', 'style', 'figures_dir', 'save_fig']
+           'record', 'load', 'seed_all', 'default_device', 'style', 'figures_dir', 'save_fig', 'show_fig']
 
 # %% ../nbs/00_core.ipynb #e89368e4
 import hashlib
+import io
 import json
 import os
 import platform
 import random
 import subprocess
 import time
+from base64 import b64encode
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -172,3 +174,11 @@ def save_fig(fig:Figure, # What was drawn
     "Keep a figure as `figures/<slug>.png`; the same picture gives the same bytes."
     with atomic(figures_dir()/f'{slug}.png') as p: fig.savefig(p, format='png', metadata={'Software':None})
     return fig
+
+def show_fig(fig:Figure # What was drawn; it is closed
+            ):
+    "Show a figure under a slider: at its own size, without the search for margins to cut that a notebook makes by itself."
+    import matplotlib.pyplot as plt
+    from IPython.display import display
+    png = io.BytesIO(); fig.savefig(png, format='png', dpi='figure', pil_kwargs=dict(compress_level=1)); plt.close(fig)
+    display({'image/png':b64encode(png.getvalue()).decode(), 'text/plain':repr(fig)}, raw=True)

@@ -144,14 +144,11 @@ def saturation(f, # Fractions above 0
     "The curve with the least squared error; it never falls."
     f,R = np.asarray(f, float), np.asarray(R, float)
     if len(np.unique(f))<3: return None
-    best = None
-    for c in CURVATURES:
-        x = f**-c; xm,Rm = x.mean(), R.mean(); b = max(0., -((x-xm)*(R-Rm)).sum()/((x-xm)**2).sum())
-        if Rm+b*xm>top: b = max(0., ((top-R)*x).sum()/(x**2).sum()); a = top
-        else: a = Rm+b*xm
-        error = ((R-a+b*x)**2).sum()
-        if best is None or error<best[0]-1e-12: best = error,Fit(float(a), float(b), float(c))
-    return best[1]
+    x = f**-CURVATURES[:,None]; d = x-x.mean(1, keepdims=True)             # a row a curvature
+    b = np.maximum(0, -(d*(R-R.mean())).sum(1)/(d**2).sum(1)); a = R.mean()+b*x.mean(1)
+    b = np.where(a>top, np.maximum(0, ((top-R)*x).sum(1)/(x**2).sum(1)), b); a = np.minimum(a, top)
+    error = ((R-a[:,None]+b[:,None]*x)**2).sum(1); i = np.argmax(error<=error.min()+1e-12)
+    return Fit(*map(float, (a[i], b[i], CURVATURES[i])))
 
 # %% ../nbs/10_data_efficiency.ipynb #4cd0a398
 def knee(fit:Fit,   # From `saturation`
