@@ -2,7 +2,7 @@
 #   make lab                       JupyterLab, open on the index with the reading order
 #   make docs                      the documentation site, in _site
 #   make test PYTHON=python3.12    another Python for the set-up (3.11 or newer)
-#   make refresh NB=04 SLOW=1      one notebook, its slow cells too
+#   make refresh NB=taylor SLOW=1  one notebook, its slow cells too
 
 PYTHON ?= python3
 TORCH  ?= torch==2.13.0
@@ -20,12 +20,13 @@ study: $(STAMP)
 	@$(BIN)/lvlm_study draw
 	@$(BIN)/lvlm_study show
 	@$(BIN)/lvlm_study check || echo "Some runs fall outside the stored intervals (see the table above): another machine, other versions?"
+	@echo "Rows and figures are in .study"
 
 test: $(STAMP)
 	@bash tests/check.sh
 
 lab: $(STAMP)
-	@cd nbs && ../$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/index.ipynb
+	@$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/nbs/index.ipynb
 
 docs: $(STAMP)
 	@$(BIN)/python docs/build.py

@@ -20,7 +20,7 @@ changed() { # changed FILE...: is any of them different in the copy? Shows how.
   done
   [ $bad = 1 ]
 }
-modules() { { ls lvlm_study/*.py; cd "$copy"; ls lvlm_study/*.py; } | sort -u; }
+modules() { { find lvlm_study -name '*.py'; cd "$copy"; find lvlm_study -name '*.py'; } | sort -u; }
 tree() { cksum figures/* nbs/results/* 2>/dev/null; find nbs lvlm_study figures -type f -not -path '*/__pycache__/*' -not -path '*/.*' | sort; }
 
 part "export changes nothing"
@@ -48,7 +48,8 @@ diff <(echo "$before") <(tree) || fail "Running the notebooks changed these file
 took
 
 part "pytest"
-python -m pytest tests -q --ignore tests/test_browser.py --ignore tests/test_docs.py --durations 5
+# one thread a worker: the models are too small for two to share the work
+OMP_NUM_THREADS=1 python -m pytest tests -q -n $workers --dist loadfile --ignore tests/test_browser.py --ignore tests/test_docs.py --durations 5
 took
 
 part "site and browser"

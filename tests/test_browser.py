@@ -1,122 +1,223 @@
-"JupyterLab in a real browser: notebooks with a widget are run from top to bottom, and every slider is moved with the keyboard."
+"JupyterLab in a real browser: notebooks with a widget are run, and every slider is moved with the keyboard."
+
 import ast, json, os, re, shutil, statistics, subprocess, sys, time, urllib.request
 from contextlib import ExitStack, suppress
 import pytest
 from conftest import free_port, outside
-from guards import NBS, ROOT, notebooks
+from guards import FIGURES, NBS, ROOT, notebooks
 from refresh import SKIP
 
-TARGET,BOUND = 300, 5000     # milliseconds from a key to a new picture: wanted, and the most that passes on a busy machine
+# Milliseconds from a key to a new picture: wanted, and the most that passes on a busy machine.
+TARGET, BOUND = 300, 5000
 
 CALLS = re.compile(r'\binteract(ive)?\(')
-MAKERS = {n.name for nb in notebooks() for c in nb.code if c.exported and CALLS.search(c.source)     # exported functions that build a widget
-    for n in ast.parse(c.source).body if isinstance(n, ast.FunctionDef) and CALLS.search(ast.get_source_segment(c.source, n))}
+MAKERS = {
+    n.name
+    for nb in notebooks()
+    for c in nb.code
+    if c.exported and CALLS.search(c.source)  # exported functions that build a widget
+    for n in ast.parse(c.source).body
+    if isinstance(n, ast.FunctionDef) and CALLS.search(ast.get_source_segment(c.source, n))
+}
+
 
 def has_widget(nb):
     "Does a cell that is run and not exported build a widget?"
     src = '\n'.join(c.source for c in nb.code if not c.exported and not SKIP & c.flags)
     return bool(CALLS.search(src)) or any(re.search(rf'\b{m}\(', src) for m in MAKERS)
 
+
 FOUND = [nb for nb in notebooks() if has_widget(nb)]
 
+
 def test_notebooks_with_widgets_are_found():
-    assert {'03e_reading', '04_importance', '06_layer_pruning', '07_width_pruning', '10_data_efficiency'} <= {nb.name for nb in FOUND}
+    wanted = {
+        '00_tour',
+        'evaluation/error_analysis',
+        'importance/importance',
+        'pruning/layer_pruning',
+        'pruning/width_pruning',
+        'recovery/data_efficiency',
+    }
+    assert wanted <= {nb.name for nb in FOUND}
+
+
+def without_skipped(nb):
+    "The notebook without the cells that tests skip: JupyterLab knows nothing of flags."
+    skipped = [c for c in nb.code if SKIP & c.flags or re.search(r'#\|\s*eval:\s*false', c.source)]
+    return dict(nb.js, cells=[c.js for c in nb.cells if c not in skipped])
+
 
 @pytest.fixture(scope='module')
 def lab(tmp_path_factory):
     "JupyterLab on loopback over copies of the notebooks, with settings of its own; gives its address"
-    root,own = tmp_path_factory.mktemp('lab'), tmp_path_factory.mktemp('settings'); port = free_port()
-    for name in ('results', 'figures'): os.symlink((NBS/name).resolve(), root/name)
-    for nb in [nb for nb in notebooks() if nb.name=='index']+FOUND: # JupyterLab knows nothing of flags: what tests skip is left out
-        js = dict(nb.js, cells=[c.js for c in nb.cells if not (c.code and (SKIP & c.flags or re.search(r'#\|\s*eval:\s*false', c.source)))])
-        (root/nb.path.name).write_text(json.dumps(js))
-    tracker = own/'lab'/'@jupyterlab'/'notebook-extension'/'tracker.jupyterlab-settings'; tracker.parent.mkdir(parents=True)
-    tracker.write_text('{"windowingMode": "none"}')           # all cells are in the page at once
-    news = own/'lab'/'@jupyterlab'/'apputils-extension'/'notification.jupyterlab-settings'; news.parent.mkdir(parents=True); news.write_text('{"fetchNews": "false"}')
-    env = {k: v for k,v in os.environ.items() if k!='MPLBACKEND'} | dict(PYTHONPATH=str(ROOT), JUPYTER_CONFIG_DIR=str(own), JUPYTER_RUNTIME_DIR=str(own),
-        JUPYTERLAB_SETTINGS_DIR=str(own/'lab'), JUPYTERLAB_WORKSPACES_DIR=str(own/'work'), LVLM_FIGURES=str(tmp_path_factory.mktemp('drawn')), OMP_NUM_THREADS='1')
-    args = ['--no-browser', '--allow-root', '--ip=127.0.0.1', f'--port={port}', '--ServerApp.port_retries=0', '--IdentityProvider.token=', '--ServerApp.password=',
-        f'--ServerApp.root_dir={root}', '--LabApp.news_url=', '--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate']
-    with open(own/'log', 'w') as log: server = subprocess.Popen([sys.executable, '-m', 'jupyter', 'lab', *args], stdout=log, stderr=subprocess.STDOUT, env=env, cwd=root)
-    base,end = f'http://127.0.0.1:{port}', time.time()+180
+    root, own = tmp_path_factory.mktemp('lab'), tmp_path_factory.mktemp('settings')
+    port = free_port()
+    (root / 'nbs').mkdir()
+    os.symlink(NBS / 'results', root / 'nbs' / 'results')
+    shutil.copytree(FIGURES, root / 'figures')  # JupyterLab serves no file behind a link that leaves its folder
+    shutil.copy(NBS / 'chapters.json', root / 'nbs')
+    for nb in [nb for nb in notebooks() if nb.name == 'index'] + FOUND:
+        path = root / 'nbs' / f'{nb.name}.ipynb'
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(without_skipped(nb)))
+    tracker = own / 'lab' / '@jupyterlab' / 'notebook-extension' / 'tracker.jupyterlab-settings'
+    tracker.parent.mkdir(parents=True)
+    tracker.write_text('{"windowingMode": "none"}')  # all cells are in the page at once
+    news = own / 'lab' / '@jupyterlab' / 'apputils-extension' / 'notification.jupyterlab-settings'
+    news.parent.mkdir(parents=True)
+    news.write_text('{"fetchNews": "false"}')
+    env = {k: v for k, v in os.environ.items() if k != 'MPLBACKEND'} | dict(
+        PYTHONPATH=str(ROOT),
+        JUPYTER_CONFIG_DIR=str(own),
+        JUPYTER_RUNTIME_DIR=str(own),
+        JUPYTERLAB_SETTINGS_DIR=str(own / 'lab'),
+        JUPYTERLAB_WORKSPACES_DIR=str(own / 'work'),
+        LVLM_FIGURES=str(tmp_path_factory.mktemp('drawn')),
+        OMP_NUM_THREADS='1',
+    )
+    args = [
+        '--no-browser',
+        '--allow-root',
+        '--ip=127.0.0.1',
+        f'--port={port}',
+        '--ServerApp.port_retries=0',
+        '--IdentityProvider.token=',
+        '--ServerApp.password=',
+        f'--ServerApp.root_dir={root}',
+        '--LabApp.news_url=',
+        '--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate',
+    ]
+    with open(own / 'log', 'w') as log:
+        server = subprocess.Popen(
+            [sys.executable, '-m', 'jupyter', 'lab', *args], stdout=log, stderr=subprocess.STDOUT, env=env, cwd=root
+        )
+    base, end = f'http://127.0.0.1:{port}', time.time() + 180
     try:
         while True:
-            try: urllib.request.urlopen(f'{base}/api/status', timeout=2); break
-            except OSError: assert server.poll() is None and time.time()<end, (own/'log').read_text()[-2000:]
-            time.sleep(.2)
+            try:
+                urllib.request.urlopen(f'{base}/api/status', timeout=2)
+                break
+            except OSError:
+                assert server.poll() is None and time.time() < end, (own / 'log').read_text()[-2000:]
+            time.sleep(0.2)
         yield base
     finally:
         server.terminate()
-        try: server.wait(20)
-        except subprocess.TimeoutExpired: server.kill()
+        try:
+            server.wait(20)
+        except subprocess.TimeoutExpired:
+            server.kill()
         shutil.rmtree(root, ignore_errors=True)
 
-DONE = """() => [...document.querySelectorAll('.jp-CodeCell .jp-InputArea-prompt')].every(e => /\\[\\d+\\]/.test(e.innerText))
-  || document.querySelector('.jp-RenderedText[data-mime-type="application/vnd.jupyter.error"]')"""
+
+DONE = """() => [...document.querySelectorAll('.jp-CodeCell .jp-InputArea-prompt')]
+    .every(e => /\\[\\d+\\]/.test(e.innerText)) ||
+  document.querySelector('.jp-RenderedText[data-mime-type="application/vnd.jupyter.error"]')"""
 WATCH = """(box) => {
-  const shown = () => JSON.stringify([...box.querySelectorAll('.jp-OutputArea-output')].map(o => [o.innerText, ...[...o.querySelectorAll('img')].map(i => i.src)]))
+  const pictures = o => [...o.querySelectorAll('img')].map(i => i.src)
+  const outputs = () => [...box.querySelectorAll('.jp-OutputArea-output')]
+  const shown = () => JSON.stringify(outputs().map(o => [o.innerText, ...pictures(o)]))
   let last = shown(), key = 0; window.took = []
   for (const e of ['keydown', 'input']) box.addEventListener(e, () => { key = performance.now() }, true)
   new MutationObserver(() => { const s = shown()
-    if (s.length > 9 && s !== last) { last = s; window.took.push(performance.now() - key) } }).observe(box, {childList: true, subtree: true, attributes: true, attributeFilter: ['src']}) }"""
+    if (s.length > 9 && s !== last) { last = s; window.took.push(performance.now() - key) }
+  }).observe(box, {childList: true, subtree: true, attributes: true, attributeFilter: ['src']}) }"""
+
 
 def move(page, box, keys=3):
-    "Press a key on every slider, a few times, and choose from every menu of a widget; milliseconds until each new picture"
-    box.scroll_into_view_if_needed(); box.locator('.jp-OutputArea-output').first.wait_for(state='visible')
-    box.evaluate(WATCH); n = 0
+    "Press a key on every slider, a few times, and choose from every menu; milliseconds until each new picture."
+    box.scroll_into_view_if_needed()
+    box.locator('.jp-OutputArea-output').first.wait_for(state='visible')
+    box.evaluate(WATCH)
+    n = 0
     for control in box.locator('.noUi-handle, select').all():
-        if control.evaluate('c => c.tagName')=='SELECT':           # arrow keys on a menu go to JupyterLab, which walks through the cells
-            at,many = control.evaluate('c => [c.selectedIndex, c.options.length]'); state = lambda: control.input_value()
-            moves = [lambda: control.select_option(index=at+1 if at+1<many else at-1)]
+        if control.evaluate('c => c.tagName') == 'SELECT':  # arrow keys on a menu would walk through JupyterLab's cells
+            at, many = control.evaluate('c => [c.selectedIndex, c.options.length]')
+
+            def state():
+                return control.input_value()
+
+            moves = [lambda: control.select_option(index=at + 1 if at + 1 < many else at - 1)]
         else:
-            now,most,least = (float(control.get_attribute(f'aria-value{a}')) for a in ('now', 'max', 'min')); state = lambda: control.get_attribute('aria-valuenow')
-            control.focus(); moves = [lambda: page.keyboard.press('ArrowLeft' if now>(most+least)/2 else 'ArrowRight')]*keys
+            now, most, least = (float(control.get_attribute(f'aria-value{a}')) for a in ('now', 'max', 'min'))
+
+            def state():
+                return control.get_attribute('aria-valuenow')
+
+            control.focus()
+            moves = [lambda: page.keyboard.press('ArrowLeft' if now > (most + least) / 2 else 'ArrowRight')] * keys
         was = state()
         for one in moves:
-            one(); n += 1
+            one()
+            n += 1
             page.wait_for_function('n => window.took.length >= n', arg=n)
-        assert state()!=was, 'a control shows the same value'
+        assert state() != was, 'a control shows the same value'
     return page.evaluate('window.took')
 
-def look(page, name):
+
+def screenshot(page, name):
     "A screenshot for people, where LVLM_SHOTS names a folder"
-    if os.environ.get('LVLM_SHOTS'): page.screenshot(path=f'{os.environ["LVLM_SHOTS"]}/lab-{name}.png')
+    if os.environ.get('LVLM_SHOTS'):
+        page.screenshot(path=f'{os.environ["LVLM_SHOTS"]}/lab-{name.replace("/", "-")}.png')
+
+
+def pictures_that_fail(page):
+    "Figures of the prose that JupyterLab cannot show."
+    page.wait_for_function("[...document.querySelectorAll('.jp-RenderedMarkdown img')].every(i => i.complete)")
+    return page.evaluate(
+        "[...document.querySelectorAll('.jp-RenderedMarkdown img')].filter(i => !i.naturalWidth).map(i => i.src)"
+    )
+
 
 @pytest.mark.browser
 def test_index(lab, browser):
-    "What `make lab` opens: the reading order, drawn, with links that open notebooks"
+    "What `make lab` opens: figures, and the reading list with links that open notebooks."
     with outside(browser, lab) as (page, asked):
-        page.goto(f'{lab}/lab/tree/index.ipynb?reset')
-        page.locator('.jp-RenderedMermaid img, .jp-RenderedMermaid svg').first.wait_for(state='attached')
-        link = page.locator('.jp-RenderedMarkdown td a', has_text='06 layer pruning').first; link.scroll_into_view_if_needed(); look(page, 'index')
-        link.click(); page.locator('.lm-TabBar-tabLabel', has_text='06_layer_pruning.ipynb').first.wait_for()
-        assert asked==[]
+        page.goto(f'{lab}/lab/tree/nbs/index.ipynb?reset')
+        link = page.locator('.jp-RenderedMarkdown td a', has_text='layer pruning').first
+        link.wait_for()
+        assert pictures_that_fail(page) == []
+        link.scroll_into_view_if_needed()
+        screenshot(page, 'index')
+        link.click()
+        page.locator('.lm-TabBar-tabLabel', has_text='layer_pruning.ipynb').first.wait_for()
+        assert asked == []
+
 
 @pytest.fixture(scope='module')
 def running(lab, browser):
-    "All notebooks, each in a page, run from top to bottom side by side; {name: (page, addresses outside that it asked for)}"
+    "All notebooks, each in a page, run side by side; {name: (page, addresses outside that it asked for)}."
     with ExitStack() as stack:
         pages = {nb.name: stack.enter_context(outside(browser, lab)) for nb in FOUND}
-        for name,(page,_) in pages.items():
-            page.goto(f'{lab}/lab/tree/{name}.ipynb?reset')
+        for name, (page, _) in pages.items():
+            page.goto(f'{lab}/lab/tree/nbs/{name}.ipynb?reset')
             page.wait_for_selector('.jp-Notebook .jp-Cell')
-            page.wait_for_function("document.querySelector('#jp-main-statusbar')?.innerText.includes('| Idle')")    # before that, running asks for a kernel
+            # before the kernel is idle, running would ask for one
+            page.wait_for_function("document.querySelector('#jp-main-statusbar')?.innerText.includes('| Idle')")
             page.locator('.lm-MenuBar-itemLabel', has_text='Run').first.click()
             page.locator('.lm-Menu-item[data-command="runmenu:run-all"]').click()
-        for page,_ in pages.values():                            # a key is timed only when all are done
-            with suppress(Exception): page.wait_for_function(DONE)
+        for page, _ in pages.values():  # a key is timed only when all are done
+            with suppress(Exception):
+                page.wait_for_function(DONE)
         yield pages
+
 
 @pytest.mark.browser
 @pytest.mark.parametrize('nb', FOUND, ids=lambda nb: nb.name)
 def test_widget(nb, running, told):
-    page,asked = running[nb.name]; page.bring_to_front()
-    errors = page.locator('.jp-RenderedText[data-mime-type="application/vnd.jupyter.error"], .jp-RenderedText[data-mime-type="application/vnd.jupyter.stderr"]')
-    assert page.evaluate(f'({DONE})()') and [e[:300] for e in errors.all_inner_texts()]==[]
+    page, asked = running[nb.name]
+    page.bring_to_front()
+    kinds = ('application/vnd.jupyter.error', 'application/vnd.jupyter.stderr')
+    errors = page.locator(', '.join(f'.jp-RenderedText[data-mime-type="{k}"]' for k in kinds))
+    assert page.evaluate(f'({DONE})()') and [e[:300] for e in errors.all_inner_texts()] == []
+    assert pictures_that_fail(page) == []
     boxes = [b for b in page.locator('.widget-interact').all() if b.locator('.noUi-handle, select').count()]
     assert boxes, 'the page shows no widget'
     for box in boxes:
-        took = move(page, box); ms = statistics.median(took); look(page, nb.name)
+        took = move(page, box)
+        ms = statistics.median(took)
+        screenshot(page, nb.name)
         told(f'{nb.name}: {ms:.0f} ms from a key to a new picture (median of {len(took)}; target {TARGET})')
-        assert ms<=BOUND
-    assert [e[:300] for e in errors.all_inner_texts()]==[] and asked==[]
+        assert ms <= BOUND
+    assert [e[:300] for e in errors.all_inner_texts()] == [] and asked == []

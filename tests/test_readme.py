@@ -1,28 +1,56 @@
 "README.md is the index notebook, and what it links to exists."
-import importlib
-import pytest
+
+import json
+import re
+import sys
+
 from conftest import none_found
 from guards import NBS, ROOT, links
 
-README,INDEX = ROOT/'README.md', NBS/'index.ipynb'
+sys.path.insert(0, str(ROOT / 'docs'))
+import readme
 
-def rendered():
-    "What `lvlm_study.study.readme()` makes of the index; skips until there is one."
-    if not (ROOT/'lvlm_study'/'study.py').exists(): pytest.skip('lvlm_study.study does not exist yet')
-    readme = getattr(importlib.import_module('lvlm_study.study'), 'readme', None)
-    if readme is None: pytest.skip('lvlm_study.study.readme does not exist yet')
-    return readme()
+README = ROOT / 'README.md'
+
 
 def test_readme_is_the_index():
-    want = rendered()
-    have = README.read_text(encoding='utf-8')
-    diff = next((f'line {i}: {a!r}, where index.ipynb gives {b!r}' for i,(a,b) in enumerate(zip(have.splitlines(), want.splitlines()), 1) if a!=b), 'the lengths differ')
-    none_found([diff] if have!=want else [], 'README.md is out of step with nbs/index.ipynb:')
+    want, have = readme.render().splitlines(), README.read_text(encoding='utf-8').splitlines()
+    pairs = enumerate(zip(have, want), 1)
+    faults = [f'line {i}: {a!r}, where index.ipynb gives {b!r}' for i, (a, b) in pairs if a != b]
+    none_found(faults, 'README.md is out of step with nbs/index.ipynb: run `python docs/readme.py`')
+    assert len(have) == len(want)
+
 
 def test_links():
-    if not README.exists() and not INDEX.exists(): pytest.skip('README.md does not exist yet')
-    none_found([o for o in links(README.read_text(encoding='utf-8')) if not (ROOT/o).exists()], 'README.md links to what does not exist:')
+    found = links(README.read_text(encoding='utf-8'))
+    assert len(found) > 20
+    none_found([o for o in found if not (ROOT / o).exists()], 'README.md links to what does not exist:')
+
 
 def test_links_are_found():
-    text = 'A [link](a.md#part) and ![picture](figures/b.png "title"), <img src="c.png">; not [web](https://x.y), [here](#part), `[no](code.md)`.'
+    text = (
+        'A [link](a.md#part) and ![picture](figures/b.png "title"), <img src="c.png">; '
+        'not [web](https://x.y), [here](#part), `[no](code.md)`.'
+    )
     assert links(text) == ['a.md', 'figures/b.png', 'c.png']
+
+
+def words_of_prose(text):
+    "Words of a page outside of code and tables."
+    text = re.sub(r'^```.*?^```', '', text, flags=re.M | re.S)
+    return sum(len(line.split()) for line in text.splitlines() if not line.startswith('|'))
+
+
+def test_a_newcomer_can_read_them_in_one_sitting():
+    assert words_of_prose(README.read_text(encoding='utf-8')) <= 900
+    cells = json.loads((NBS / '00_tour.ipynb').read_text(encoding='utf-8'))['cells']
+    assert sum(len(''.join(c['source']).split()) for c in cells if c['cell_type'] == 'markdown') <= 900
+
+
+def test_every_notebook_is_on_the_reading_list():
+    text = README.read_text(encoding='utf-8')
+    listed = json.loads((NBS / 'chapters.json').read_text())
+    paths = [f'nbs/{c}/{n}.ipynb'.replace('//', '/') for c, names in listed.items() for n in names]
+    none_found([p for p in paths if p not in text], 'README.md does not list:')
+    at = [text.index(p) for p in paths if not re.search(rf'{re.escape(p)}.*{re.escape(p)}', text, re.S)]
+    assert at == sorted(at), 'the reading list is not in the order of nbs/chapters.json'

@@ -1,0 +1,69 @@
+#!/usr/bin/env bash
+# Library: peft 0.21.2
+# Guess:   an adapter trained before layers were removed does not load onto the cut model, or warns of the keys it cannot place.
+# Happens: it loads without a word. peft matches by position: what was trained for layer 1 is put on the layer that stands
+#          second now (formerly layer 2), and the rest is dropped. The model is silently wrong. Only `load_adapter` returns
+#          the keys that were left over, in a value that `from_pretrained` throws away.
+# Do:      merge adapters before cutting; store the list of kept layers beside the adapter and compare it before loading;
+#          or use `load_adapter` and refuse any `unexpected_keys`.
+set -euo pipefail
+tmp=$(mktemp -d); trap 'rm -rf "$tmp"' EXIT
+py=${FINDINGS_VENV:+$FINDINGS_VENV/bin/python}
+if [ -z "$py" ]; then
+  python3 -m venv "$tmp/venv"; py=$tmp/venv/bin/python
+  "$py" -m pip install -q torch==2.13.0 transformers==5.23.0 peft==0.21.2
+fi
+export HF_HUB_OFFLINE=1 HF_HOME=$tmp TRANSFORMERS_VERBOSITY=error PYTHONWARNINGS=ignore OMP_NUM_THREADS=1
+cd "$tmp"
+"$py" - <<'PY'
+import copy
+import logging
+import warnings
+import peft
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import LlamaConfig, LlamaForCausalLM
+
+print("peft", peft.__version__)
+heard = []
+handler = logging.Handler(logging.WARNING)
+handler.emit = lambda record: heard.append(record.getMessage())
+logging.getLogger().addHandler(handler)
+torch.manual_seed(0)
+model = LlamaForCausalLM(LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=4,
+                                     num_attention_heads=4)).eval()
+tuned = get_peft_model(copy.deepcopy(model), LoraConfig(r=2, target_modules=["q_proj", "down_proj"], init_lora_weights=False))
+tuned.save_pretrained("adapter")
+
+
+def cut(model, kept):
+    model.model.layers = torch.nn.ModuleList([model.model.layers[i] for i in kept])
+    model.config.num_hidden_layers = len(kept)
+    for i, layer in enumerate(model.model.layers):
+        layer.self_attn.layer_idx = i
+    return model
+
+
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    loaded = PeftModel.from_pretrained(cut(copy.deepcopy(model), [0, 2]), "adapter").eval()
+heard += [str(w.message) for w in caught if not issubclass(w.category, FutureWarning)]
+print("warnings:", heard)
+
+
+def lora(m, i):
+    return m.base_model.model.model.layers[i].mlp.down_proj.lora_A["default"].weight
+
+
+ids = torch.randint(0, 64, (1, 9))
+placed = [i for i in range(4) if torch.equal(lora(loaded, 1), lora(tuned, i))]
+print("on the layer that was layer 2 stands the adapter of layer", placed)
+merged_first = cut(copy.deepcopy(tuned).merge_and_unload(), [0, 2]).eval()
+gap = (loaded(ids).logits - merged_first(ids).logits).abs().max().item()
+print("largest difference from merging first and cutting then:", round(gap, 3))
+left = loaded.load_adapter("adapter", "second").unexpected_keys
+print("load_adapter reports", len(left), "keys left over")
+
+assert not heard, "peft now says something"
+assert placed == [1] and gap > 1e-3 and len(left) == 8
+PY
