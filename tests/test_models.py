@@ -350,3 +350,9 @@ def test_a_name_that_is_nowhere(name, says):
     with pytest.raises(FileNotFoundError, match=says) as e:
         load_lvlm(name)
     assert '\n' not in str(e.value)
+
+
+def test_a_model_with_a_plan_in_old_words_is_refused():
+    lvlm = load_lvlm('tiny-llava')
+    with pytest.raises(ValueError, match='the plan of cut has no shares: it was written in old words'):
+        LVLM(lvlm.model, lvlm.processor, name='cut', plan=dict(blocks=[0], realised=dict(lm=0.3)))

@@ -346,6 +346,9 @@ class LVLM:
     plan: dict | None = None  # What stayed of the original, as plain data; None if it was not pruned
 
     def __post_init__(self):
+        if self.plan and 'shares' not in self.plan:
+            name = self.name or 'this model'
+            raise ValueError(f'the plan of {name} has no shares: it was written in old words, so prune again')
         self.architecture = self.architecture or find_architecture(self.model)
         if self.tokenizer is None:
             self.tokenizer = getattr(self.processor, 'tokenizer', None)
