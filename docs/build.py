@@ -11,7 +11,7 @@ import frames
 
 NBS, OUT, PACKAGE = ROOT / 'nbs', ROOT / '_site', 'lvlm_study'
 SRC = Path(tempfile.mkdtemp()) / 'pages'  # what Sphinx reads
-EXPORTED, SKIPPED = {'export', 'exports', 'exporti'}, {'slow', 'gpu', 'net', 'notest'}
+EXPORTED, SKIPPED = {'export', 'exports', 'exporti'}, {'slow', 'gpu', 'net', 'notest', 'real'}
 
 NO_KERNEL = '<p class="where">A widget: its controls are shown in JupyterLab.</p>'
 

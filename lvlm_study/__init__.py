@@ -12,11 +12,17 @@ _DOOR = {
     'layer_plan': 'pruning.layer_pruning',
     'width_plan': 'pruning.width_pruning',
     'apply_plan': 'pruning.surgery',
+    'repair': 'pruning.repair',
     'prune_checkpoint': 'pruning.checkpoint',
     'doctor': 'pruning.doctor',
     'recover': 'recovery.recovery',
     'evaluate': 'evaluation.evaluate',
+    'grade': 'evaluation.grading',
     'retention': 'evaluation.statistics',
+    'export': 'efficiency.engines',
+    'check_engine': 'efficiency.engines',
+    'quantize': 'efficiency.quantization',
+    'recommend': 'study.guide',
 }
 __all__ = ['__version__', *_DOOR]
 

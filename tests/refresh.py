@@ -1,11 +1,11 @@
-"Run notebooks from top to bottom and store their outputs: `python tests/refresh.py [NAME ...] [--slow] [--check]`."
+"Run notebooks and store their outputs: `python tests/refresh.py [NAME ...] [--slow] [--real] [--check]`."
 
 import argparse, os, re, subprocess, sys, time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 NBS = ROOT / 'nbs'
-SKIP = {'slow', 'gpu', 'net', 'notest'}  # tst_flags of settings.ini
+SKIP = {'slow', 'gpu', 'net', 'notest', 'real'}  # tst_flags of settings.ini
 WIDGETS = ('application/vnd.jupyter.widget-view+json', 'application/vnd.jupyter.widget-state+json')
 TIMES = re.compile(r'\b\d[\d.,]*(?:e[+-]?\d+)?\s?(?:ns|µs|us|ms|s|secs?|seconds|min|minutes)\b')
 NUMBER = re.compile(r'[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?', re.I)
@@ -156,12 +156,12 @@ def save(nb, path, before):
     os.replace(tmp, path)
 
 
-def one(path, slow=False, check=False):
+def one(path, also=(), check=False):
     "Refresh or check one notebook in this process."
     from execnb.nbio import read_nb
 
     before, old = path.read_bytes(), read_nb(path)
-    nb = execute(path, SKIP - {'slow'} if slow else SKIP)
+    nb = execute(path, SKIP - set(also))
     clean(nb)
     if not check:
         return save(nb, path, before)
@@ -173,17 +173,19 @@ def main():
     ap = argparse.ArgumentParser(description=__doc__)
     ap.add_argument('names', nargs='*', help='notebooks by the start of their names (default: all)')
     ap.add_argument('--slow', action='store_true', help='run the cells flagged slow as well')
+    ap.add_argument('--real', action='store_true', help='run the cells that need the weights of smol-llava as well')
     ap.add_argument(
         '--check', action='store_true', help='write nothing; fail where stored text outputs differ from the run'
     )
     ap.add_argument('--here', action='store_true', help=argparse.SUPPRESS)  # one notebook, in this process
     args = ap.parse_args()
+    also = [flag for flag in ('slow', 'real') if getattr(args, flag)]
     if args.here:
-        return one(Path(args.names[0]), args.slow, args.check)
+        return one(Path(args.names[0]), also, args.check)
     failed = []
     for p in find(args.names):
         start = time.time()
-        opts = ['--here', *(['--slow'] if args.slow else []), *(['--check'] if args.check else [])]
+        opts = ['--here', *(f'--{flag}' for flag in also), *(['--check'] if args.check else [])]
         res = subprocess.run([sys.executable, __file__, str(p), *opts])
         if res.returncode:
             failed.append(p.name)

@@ -1,6 +1,6 @@
 "The nine benchmarks on small files in exactly their columns, and logs that go to lmms-eval and come back."
 
-import hashlib, json, shutil
+import hashlib, json, re, shutil
 import datasets, numpy as np, pandas as pd, pytest, transformers
 from PIL import Image
 from lvlm_study.evaluation.benchmarks import (
@@ -21,7 +21,7 @@ from lvlm_study.evaluation.evaluate import evaluate, question_table, read_record
 from lvlm_study.evaluation.metrics import TOP_SCORE
 from lvlm_study.evaluation.results import paper_table
 from lvlm_study.evaluation.statistics import average_score, benchmark_table, chance_floor, retention_above_chance
-from lvlm_study.evaluation.metrics import grade
+from lvlm_study.evaluation.grading import grade
 from lvlm_study.models.loading import load_lvlm
 from lvlm_study.evaluation.error_analysis import (
     AnswerCard,
@@ -39,6 +39,7 @@ from lvlm_study.evaluation.lmms_eval import (
     export_samples,
     lmms_eval_commands,
     lmms_eval_task,
+    read_results,
     read_samples,
     scoring_commands,
     table_from_samples,
@@ -348,7 +349,7 @@ def test_each_benchmark_is_a_suite(name, on_shelf):
         )
     right = benchmark_table(grade(q.assign(prediction=[a[0] for a in q.answer])), draws=20)
     assert right.value.to_dict() == {name: TOP_SCORE[name]}, 'the first right answer has to be right'
-    wrong = benchmark_table(grade(q.assign(prediction='')), draws=20)
+    wrong = benchmark_table(grade(q.assign(prediction='', own_script=True)), draws=20)
     assert (wrong.value == 0).all()
 
 
@@ -580,8 +581,15 @@ def changed(made, i=0, **change):
     ],
 )
 def test_a_bad_row_is_named(name, made, change, says):
-    with pytest.raises(ValueError, match=says):
-        to_suite(name, changed(made(), **change))
+    rows = changed(made(), **change)
+    if len(rows) == 1:
+        with pytest.raises(ValueError, match=says):
+            to_suite(name, rows)
+        return
+    suite = to_suite(name, rows)
+    reasons = suite.with_format(None)['excluded']
+    assert len([why for why in reasons if why]) == 1 and re.search(says, ' '.join(reasons))
+    assert len(question_table(suite)) == len(suite)
 
 
 @pytest.mark.parametrize(
@@ -630,8 +638,9 @@ def test_a_picture_that_does_not_decode_is_named(tiny, tmp_path):
     rows = rows_of(*_pope()).cast_column('image', datasets.Image(decode=False)).to_list()
     rows[1]['image'] = dict(bytes=rows[1]['image']['bytes'][:40], path=None)
     suite = to_suite('POPE', datasets.Dataset.from_list(rows, features=_pope()[0]))
-    with pytest.raises(ValueError, match="question 'POPE-1': its image does not decode"):
-        evaluate(tiny, suite, progress=False)
+    with pytest.warns(UserWarning, match=r'1 of 3 questions are left out: POPE-1 \(its image does not decode'):
+        table = evaluate(tiny, suite, max_new_tokens=2, progress=False)
+    assert (table.n['POPE'], table.of['POPE'], table.excluded.id.tolist()) == (2, 3, ['POPE-1'])
     assert len(question_table(suite)) == 3, 'what is asked is known without reading a picture'
     assert len(evaluate(tiny, suite, use_images=False, max_new_tokens=2, progress=False).records) == 3
 
@@ -932,8 +941,86 @@ def test_bad_logs(real, on_shelf, tmp_path):
     with pytest.raises(FileNotFoundError, match='holds no logs'):
         read_samples(tmp_path / 'nothing')
     (tmp_path / 'x_samples_pope.jsonl').write_text('no json')
-    with pytest.raises(ValueError, match='x_samples_pope.jsonl is no log of samples'):
+    with pytest.raises(ValueError, match='x_samples_pope.jsonl, line 1 is no log of samples'):
         read_samples(tmp_path / 'x_samples_pope.jsonl')
+
+
+@pytest.mark.parametrize(
+    'line, says',
+    [
+        ('', 'is empty: it holds no samples'),
+        ('[1]', 'line 1 is a list and no sample'),
+        ('{"doc_id": 0, "target": "yes"}', 'line 1 has no filtered_resps'),
+        ('{"doc_id": 0, "target": "yes", "filtered_resps": []}', r'has no answer: its filtered_resps are \[\]'),
+        ('{"doc_id": 0, "target": "yes", "filtered_resps": [[]]}', 'has no answer'),
+        ('{"doc_id": 0, "target": "yes", "filtered_resps": null}', 'has no answer'),
+    ],
+)
+def test_lines_that_are_no_samples(line, says, tmp_path):
+    (tmp_path / 'x_samples_pope.jsonl').write_text(line)
+    with pytest.raises(ValueError, match=says):
+        read_samples(tmp_path)
+
+
+@pytest.mark.parametrize('mark', ['\u2028', '\u2029', '\x85', '\x0c', '\x1e'])
+def test_a_line_ends_at_a_newline_only(mark, real, on_shelf, tmp_path):
+    records = real.records.assign(prediction=f'Yes{mark}because')
+    export_samples(benchmark_table(grade(records), draws=5), tmp_path, 'm', 'now')
+    assert set(read_samples(tmp_path).prediction) == {f'Yes{mark}because'}
+
+
+def test_half_a_pair_and_values_alone(real, on_shelf, tmp_path):
+    export_samples(real, tmp_path, 'm', 'now')
+    logs = read_samples(tmp_path)
+    mme = logs[logs.task == 'mme']
+    with pytest.raises(ValueError, match='half of a pair: the partner of'):
+        table_from_samples(SUITES['mme'](), mme.iloc[:-1])
+    by_harness = table_from_samples(SUITES['pope'](), logs, rule='lmms-eval')
+    assert by_harness.rule == 'lmms-eval' and by_harness.records.rule.eq('lmms-eval').all()
+    results = tmp_path / '2024_results.json'
+    results.write_text(json.dumps({'results': {'gqa': {'exact_match,none': 0.5}, 'mmlu': {'acc,none': 1}}}))
+    assert read_results(results).value.to_dict() == {'GQA': 50}
+    with pytest.raises(ValueError, match='holds values and no answers: read it with read_results'):
+        read_samples(results)
+    results.write_text('{"results": {"mmlu": {}}}')
+    with pytest.raises(ValueError, match='holds no value of the nine benchmarks; it has mmlu'):
+        read_results(results)
+
+
+def test_sisters_and_halves_are_refused(tmp_path, monkeypatch):
+    pope = rows_of(*_pope())
+    for name, place in dict(DocVQA='DocVQA/InfographicVQA/validation', SQA='ScienceQA/ScienceQA-FULL/test').items():
+        (tmp_path / place).parent.mkdir(parents=True)
+        pope.to_parquet(tmp_path / f'{place}-00000-of-00001.parquet')
+        with pytest.raises(ValueError, match='it is not scored as such'):
+            load_benchmarks(name, folder=tmp_path)
+    with pytest.raises(ValueError, match='rows of ScienceQA-FULL, not of ScienceQA-IMG'):
+        to_suite('SQA', rows_of(_sqa()[0], [r | dict(image=None) for r in _sqa()[1]] * 2))
+    (tmp_path / 'POPE').mkdir()
+    pope.to_parquet(tmp_path / 'POPE' / 'test-00000-of-00003.parquet')
+    with pytest.raises(FileNotFoundError, match='POPE lacks 2 of 3 shards: test-00001-of-00003.parquet'):
+        load_benchmarks('POPE', folder=tmp_path)
+    monkeypatch.setenv('LVLM_BENCHMARKS', str(tmp_path / 'nowhere'))
+    with pytest.raises(FileNotFoundError, match='LVLM_BENCHMARKS=.*nowhere is no folder'):
+        load_benchmarks('POPE')
+    monkeypatch.setenv('LVLM_BENCHMARKS', str(tmp_path))
+    with pytest.raises(FileNotFoundError, match='holds no folder GQA; it holds DocVQA, POPE, ScienceQA'):
+        load_benchmarks('GQA')
+
+
+def test_moved_repositories_are_tried_and_named(monkeypatch):
+    tried = []
+
+    def unreachable(repo, *args, **kw):
+        tried.append(repo)
+        raise ConnectionError
+
+    monkeypatch.delenv('LVLM_BENCHMARKS', raising=False)
+    monkeypatch.setattr('lvlm_study.evaluation.benchmarks.datasets.load_dataset', unreachable)
+    with pytest.raises(FileNotFoundError, match=r'lmms-lab/POPE \(moved to lmms-lab-encoder/POPE\)'):
+        load_benchmarks('POPE')
+    assert tried == ['lmms-lab/POPE', 'lmms-lab-encoder/POPE']
+    assert (NINE_BENCHMARKS['DocVQA'].new_tokens, NINE_BENCHMARKS['MathVista'].new_tokens) == (32, 16384)
 
 
 def test_small_tasks_have_names_of_their_own(two, tmp_path):

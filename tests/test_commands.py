@@ -20,7 +20,7 @@ from lvlm_study.study.runner import PRESETS
 from lvlm_study.models.loading import load_lvlm
 from lvlm_study.data.toy_benchmarks import instructions
 
-COMMANDS = ['lvlm_score', 'lvlm_prune', 'lvlm_recover', 'lvlm_evaluate', 'lvlm_doctor']
+COMMANDS = ['lvlm_score', 'lvlm_prune', 'lvlm_recover', 'lvlm_evaluate', 'lvlm_doctor', 'lvlm_export']
 
 
 @pytest.fixture
@@ -133,7 +133,7 @@ def test_help(command, run, monkeypatch):
     monkeypatch.setenv('COLUMNS', '120')
     status, out, _ = run(command, '--help')
     assert status == 0 and 'Example: ' + command in ' '.join(out.split()) and '--json' in out
-    assert '--force' in out and '--dry_run' in out or command == 'lvlm_doctor'
+    assert '--force' in out and '--dry_run' in out or command in ('lvlm_doctor', 'lvlm_export')
 
 
 def help_of(option, text):

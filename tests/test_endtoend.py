@@ -304,7 +304,7 @@ def test_command_line(tmp_path):
 
     bad, help = run('show', '--preset', 'quik'), run('--help')
     assert bad.returncode != 0 and 'take one of quick' in bad.stderr and 'Traceback' not in bad.stderr
-    assert help.returncode == 0 and 'run, draw, show or check' in help.stdout
+    assert help.returncode == 0 and 'run, draw, show, check or recommend' in help.stdout
 
 
 def test_test_pictures_were_never_trained_on():

@@ -6,7 +6,6 @@ import torch, transformers, datasets
 from PIL import Image
 from lvlm_study.evaluation import evaluate as ev
 from lvlm_study.evaluation.evaluate import (
-    answer_batch,
     answer_questions,
     evaluate,
     question_table,
@@ -14,7 +13,8 @@ from lvlm_study.evaluation.evaluate import (
     suite_fingerprint,
     take_per_benchmark,
 )
-from lvlm_study.evaluation.metrics import METRICS, PAIRED_BENCHMARKS, TOP_SCORE, grade, pope_scores, scoring_units
+from lvlm_study.evaluation.grading import grade, pope_scores
+from lvlm_study.evaluation.metrics import METRICS, PAIRED_BENCHMARKS, TOP_SCORE, scoring_units
 from lvlm_study.evaluation.results import paper_table
 from lvlm_study.evaluation.statistics import (
     average_score,
@@ -572,28 +572,32 @@ def tiny():
 
 def test_a_killed_run_goes_on(tiny, ds, tmp_path, monkeypatch):
     whole = evaluate(tiny, limit=4, batch_size=8, progress=False)
-    asked, real = [], answer_batch
+    real = ev.iterate_shared_answers
 
-    def dies(lvlm, rows, *args):
-        if len(asked) >= 16:
-            raise KeyboardInterrupt
-        asked.extend(r['id'] for r in rows)
-        return real(lvlm, rows, *args)
+    def noted(asked, most):
+        "The engine, which notes whom it asked, and dies before it asks more than `most`."
 
-    monkeypatch.setattr(ev, 'answer_batch', dies)
+        def engine(lvlm, rows, *args):
+            for indices, texts in real(lvlm, rows, *args):
+                if len(asked) + len(indices) > most:
+                    raise KeyboardInterrupt
+                asked.extend(rows['id'][i] for i in indices)
+                yield indices, texts
+
+        return engine
+
+    asked, again = [], []
+    monkeypatch.setattr(ev, 'iterate_shared_answers', noted(asked, 16))
     path = tmp_path / 'deep' / 'r.parquet'
     with pytest.raises(KeyboardInterrupt):
         evaluate(tiny, limit=4, batch_size=8, records=path, progress=False)
-    assert set(read_records(path).id) == set(asked) and len(asked) == 16
-    again = []
-    monkeypatch.setattr(
-        ev, 'answer_batch', lambda lvlm, rows, *args: again.extend(r['id'] for r in rows) or real(lvlm, rows, *args)
-    )
+    assert set(read_records(path).id) == set(asked) and 8 < len(asked) <= 16
+    monkeypatch.setattr(ev, 'iterate_shared_answers', noted(again, 10**6))
     resumed = evaluate(tiny, limit=4, batch_size=8, records=path, progress=False)
     pd.testing.assert_frame_equal(resumed, whole)
     pd.testing.assert_frame_equal(resumed.records, whole.records, check_like=True)
     assert not set(again) & set(asked) and len(again) + len(asked) == whole.n.sum()
-    monkeypatch.setattr(ev, 'answer_batch', None)
+    monkeypatch.setattr(ev, 'iterate_shared_answers', None)
     pd.testing.assert_frame_equal(evaluate(tiny, limit=4, records=path, progress=False), whole)
     assert sorted(p.name for p in path.parent.iterdir()) == ['r.parquet']
 
@@ -675,8 +679,12 @@ def test_a_picture_that_does_not_decode_is_named(tiny, ds):
         dict(r, images=[dict(bytes=r['images'][0]['bytes'][:60] if i else r['images'][0]['bytes'], path=None)])
         for i, r in enumerate(broken)
     ]
+    broken = datasets.Dataset.from_list(rows, features=ds.features)
     with pytest.raises(ValueError, match="question 'MMMU-1': its image does not decode"):
-        evaluate(tiny, suite=datasets.Dataset.from_list(rows, features=ds.features), progress=False)
+        answer_questions(tiny, broken)
+    with pytest.warns(UserWarning, match='1 of 2 questions are left out: MMMU-1'):
+        table = evaluate(tiny, suite=broken, progress=False)
+    assert table.excluded.id.tolist() == ['MMMU-1'] and (table.n.sum(), table.of.sum()) == (1, 2)
 
 
 def test_a_suite_says_how_long_its_answers_may_be(tiny, ds):

@@ -413,3 +413,133 @@ def test_a_byte_order_mark_is_read(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         assert len(load_llava_json(written(tmp_path, GOOD, bom=True), tmp_path, skip=True)) == 1
+
+
+# --- tokens, positions and pictures that cannot be read -------------------------------------------------------------
+
+
+def spoken(lvlm, extra):
+    "A question that holds a token, or so many words."
+    return [sample(f'How many {extra} are there?', images=(), id='odd')]
+
+
+@pytest.mark.parametrize('kind', ['plain', 'lvlm'])
+def test_a_token_without_an_embedding_is_named(kind, tmp_path):
+    lvlm = plain_lm(model()) if kind == 'plain' else model()
+    lvlm.tokenizer.add_tokens(['[NEW]'])
+    rows = data(*spoken(lvlm, '[NEW]'))
+    says = 'token [0-9]+ has no embedding in .*: resize_token_embeddings adds it'
+    for call in (
+        lambda: score(lvlm, rows, criteria=('bi',)),
+        lambda: score(lvlm, rows, criteria=('taylor',)),
+        lambda: answer_batch(lvlm, [rows[0]]),
+    ):
+        with pytest.raises(ValueError, match=says):
+            call()
+    if kind == 'plain':
+        from lvlm_study.pruning.doctor import doctor
+
+        report = doctor(save_lvlm(lvlm, tmp_path / 'm')).set_index('check')
+        assert not report.ok['every token has an embedding'] and report.drop('every token has an embedding').ok.all()
+
+
+@pytest.mark.parametrize('words', [40, 400])
+def test_a_text_longer_than_the_learned_positions(words):
+    from transformers import OPTConfig, OPTForCausalLM
+
+    lvlm = model()
+    sizes = dict(hidden_size=64, ffn_dim=96, num_hidden_layers=2, num_attention_heads=4, word_embed_proj_dim=64)
+    config = OPTConfig(vocab_size=len(lvlm.tokenizer), max_position_embeddings=32, **sizes)
+    opt = LVLM(OPTForCausalLM(config).eval(), tokenizer=lvlm.tokenizer, name='opt')
+    rows = data(*spoken(opt, 'word ' * words))
+    for call in (lambda: score(opt, rows, criteria=('bi',)), lambda: answer_batch(opt, [rows[0]])):
+        with pytest.raises(ValueError, match=r'a text of \d+ tokens is longer than the 32 positions of opt'):
+            call()
+    assert score(opt, data(sample('How?', images=())), criteria=('bi',))
+
+
+@pytest.mark.parametrize('kind', ['cut', 'huge', 'text'])
+def test_pictures_that_do_not_decode_are_named(kind, monkeypatch):
+    file = io.BytesIO()
+    RED.save(file, 'PNG')
+    content = dict(cut=file.getvalue()[:80], huge=file.getvalue(), text=b'no picture')[kind]
+    if kind == 'huge':
+        monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 100)
+    good = dict(sample(), images=[dict(bytes=file.getvalue(), path=None)])
+    rows = datasets.Dataset.from_list(
+        [dict(sample(), id='broken', images=[dict(bytes=content, path=None)])], features=CONVERSATION_FEATURES
+    )
+    assert good
+    lvlm = model()
+    for call in (
+        lambda: score(lvlm, rows, criteria=('bi',)),
+        lambda: recover(lvlm, rows, progress=False),
+    ):
+        with pytest.raises(ValueError, match="sample 'broken': its picture does not decode|no picture of the training"):
+            call()
+
+
+@pytest.mark.parametrize('template', [None, *TEMPLATES])
+def test_a_written_conversation_is_the_same_after_saving(template, tmp_path):
+    lvlm = model(TEMPLATES.get(template))
+    again = load_lvlm(save_lvlm(lvlm, tmp_path / 'm'))
+    rows = [sample(), sample('<image>\nAnd <image>?', images=(RED, RED)), sample('Nothing?', images=())]
+    for prompt in (False, True):
+        a, b = (Collator(m, prompt=prompt)(rows) for m in (lvlm, again))
+        assert all(torch.equal(v, b[k]) for k, v in a.items())
+
+
+def test_a_damaged_settings_file_is_named(tmp_path):
+    recover(model(), data(sample(), sample(id='b')), out=tmp_path / 'r', progress=False)
+    (tmp_path / 'r' / 'settings.json').write_text('{"settings": ')
+    with pytest.raises(ValueError, match='r/settings.json is no JSON'):
+        recover(model(), data(sample(), sample(id='b')), out=tmp_path / 'r', progress=False)
+
+
+@pytest.mark.parametrize('when', ['adapter', 'model'])
+def test_a_full_disk_is_one_sentence_and_the_call_goes_on_later(tmp_path, monkeypatch, when):
+    import lvlm_study.recovery.recovery as module
+
+    def full(*args, **options):
+        raise OSError(28, 'No space left on device')
+
+    with monkeypatch.context() as m:
+        m.setattr(module, 'save_lvlm', full) if when == 'model' else m.setattr(module.shutil, 'copytree', full)
+        with pytest.raises(OSError, match='No space left'):
+            recover(model(), data(sample()), trainable='projector+lora', out=tmp_path / 'r', progress=False)
+    assert not (tmp_path / 'r' / 'model').exists()
+    recover(model(), data(sample()), trainable='projector+lora', out=tmp_path / 'r', progress=False)
+    assert load_lvlm(tmp_path / 'r' / 'model').architecture.num_layers == 12
+
+
+# --- contents as parts, stored in a data set ------------------------------------------------------------------------
+
+
+def stored_parts(*rows):
+    "Rows with contents as parts, as a data set stores them: every part has every key, with None for what it lacks."
+    listed = [dict(row, messages=as_parts(*[m['content'] for m in row['messages']])) for row in rows]
+    features = dict(CONVERSATION_FEATURES)
+    part = dict(type=datasets.Value('string'), text=datasets.Value('string'), url=datasets.Value('string'))
+    features['messages'] = datasets.List(dict(role=datasets.Value('string'), content=datasets.List(part)))
+    return datasets.Dataset.from_list(listed, features=datasets.Features(features))
+
+
+@pytest.mark.parametrize('template', [None, 'llava', 'qwen'])
+@pytest.mark.parametrize('asked', ASKED)
+def test_contents_stored_as_parts_are_read(template, asked):
+    lvlm, (question, n) = model(TEMPLATES.get(template)), ASKED[asked]
+    row = sample(question, images=[RED] * n)
+    ds = stored_parts(row)
+    assert any(None in part.values() for m in ds[0]['messages'] for part in m['content'])
+    ours, want = (Collator(lvlm)([r]) for r in (ds[0], data(row)[0]))
+    assert all(torch.equal(v, ours[k]) for k, v in want.items())
+    assert ours['input_ids'].eq(lvlm.config.image_token_id).sum() == 25 * n
+
+
+def test_scores_and_recovery_on_contents_stored_as_parts():
+    lvlm, rows = model(LLAVA), [sample(id=str(i), answer=w) for i, w in enumerate(('red', 'blue'))]
+    a, b = (score(lvlm, ds, criteria=('bi', 'taylor')).layers for ds in (stored_parts(*rows), data(*rows)))
+    assert all(torch.equal(v, b[k]) for k, v in a.items())
+    kw = dict(batch_size=2, trainable='projector', progress=False)
+    a, b = (recover(lvlm, ds, **kw).curves.sft.tolist() for ds in (stored_parts(*rows), data(*rows)))
+    assert a == b

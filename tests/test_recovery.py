@@ -708,7 +708,7 @@ def test_a_run_is_recovered_as_it_says(teacher, samples):
     [
         (dict(recipe='sft+l2'), r"no recipe 'sft\+l2'; there are sft, kl"),
         (dict(recipe='none'), "no recipe 'none'"),
-        (dict(budget='hours'), "a budget is 'epochs' or 'steps', not 'hours'"),
+        (dict(budget='hours'), "budget is epochs or steps, not 'hours'"),
         (dict(teacher='drifting'), "its original as the teacher, not 'drifting'"),
         (dict(trainable='full'), 'is not offered'),
     ],

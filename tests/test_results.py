@@ -211,5 +211,6 @@ def test_recipes_are_averaged_over_common_seeds():
     runs = [('sft+hidden', 0, 80.0), ('sft+hidden', 1, 90), ('kl', 0, 82), ('sft', 0, 79), ('sft', 1, 91)]
     d = pd.DataFrame(runs, columns=['recipe', 'seed', 'retention']).assign(ratio=0.3, trainable='projector+lora')
     assert by_recipe(d).loc[0.3].to_dict() == {'sft+hidden': 80, 'kl': 82, 'sft': 79}, 'seed 1 has no kl'
+    d = d.assign(low=d.retention - 2, high=d.retention + 2)
     verdicts = gain_verdicts(gain_over(d)).verdict.loc[0.3].to_dict()
-    assert verdicts == dict(kl='one seed', sft='no difference')
+    assert verdicts == dict(kl='one seed', sft='two seeds')

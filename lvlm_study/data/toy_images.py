@@ -180,7 +180,7 @@ def _cell_shares(content, variant):
     "The drawing of a cell as shares of white, (16, 16, 3), from 0 to 1; kept, since pictures need it again and again."
     return np.asarray(draw_cell(content, variant), 'float32') / 255
 
-
+# %% ../../nbs/data/toy_images.ipynb #0e52ea92
 def draw_image(
     p: ToyImage,  # The picture to draw
 ) -> Image.Image:  # 80 x 80 pixels

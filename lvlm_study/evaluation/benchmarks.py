@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['NINE_BENCHMARKS', 'LETTER_PROMPT', 'SHORT_PROMPT', 'MME_COGNITION', 'MME_PERCEPTION', 'BENCHMARK_PROMPTS',
-           'SUITE_FEATURES', 'SUITES', 'BenchmarkSource', 'lettered_options', 'ask_mmmu', 'ask_sqa', 'ask_ai2d',
-           'ask_mathvista', 'ask_mme', 'ask_short_answer', 'ImageFetcher', 'read_column', 'suite_row', 'to_suite',
-           'join_suites', 'parquet_files', 'read_benchmark_folder', 'read_benchmark', 'load_benchmarks', 'open_suite']
+           'SUITE_FEATURES', 'SISTER_COLUMNS', 'SUITES', 'BenchmarkSource', 'lettered_options', 'ask_mmmu', 'ask_sqa',
+           'ask_ai2d', 'ask_mathvista', 'ask_mme', 'ask_short_answer', 'ImageFetcher', 'read_column', 'suite_row',
+           'to_suite', 'join_suites', 'parquet_files', 'read_benchmark_folder', 'read_benchmark', 'load_benchmarks',
+           'open_suite']
 
 # %% ../../nbs/evaluation/benchmarks.ipynb #b94067ed
 import ast
@@ -35,7 +36,13 @@ class BenchmarkSource:
     task: str  # Name of lmms-eval's task
     config: str = 'default'  # Configuration of the data set
     pictures: str = 'image'  # Columns with pictures, separated by spaces; '' where they are in another data set
-    new_tokens: int = 16  # Longest answer, as lmms-eval has it
+    new_tokens: int = 16  # Longest answer, as lmms-eval 0.7.3 has it; generation ends with the answer
+    sister: str = ''  # Another configuration of the same data set, which must not be taken for this one
+
+    @property
+    def moved(self) -> str:
+        "Where lmms-eval 0.7.3 looks for it: most data sets were moved to another owner"
+        return self.repo.replace('lmms-lab/', 'lmms-lab-encoder/')
 
 # %% ../../nbs/evaluation/benchmarks.ipynb #a170b338
 _mme = BenchmarkSource(
@@ -60,6 +67,7 @@ NINE_BENCHMARKS = dict(
         'question choices answer hint',
         'scienceqa_img',
         'ScienceQA-IMG',
+        sister='ScienceQA-FULL',
     ),
     MathVista=BenchmarkSource(
         'AI4Math/MathVista',
@@ -68,7 +76,7 @@ NINE_BENCHMARKS = dict(
         'pid question choices unit precision answer question_type answer_type',
         'mathvista_testmini_format',
         pictures='decoded_image',
-        new_tokens=1024,
+        new_tokens=16384,
     ),
     AI2D=BenchmarkSource(
         'lmms-lab/ai2d', 'test', 'c83a9b9692933aff8349157c88a413df9d02c4e5', 'question options answer', 'ai2d'
@@ -89,7 +97,8 @@ NINE_BENCHMARKS = dict(
         'questionId question answers',
         'docvqa_val',
         'DocVQA',
-        new_tokens=128,
+        new_tokens=32,
+        sister='InfographicVQA',
     ),
     GQA=BenchmarkSource(
         'lmms-lab/GQA',
@@ -191,11 +200,14 @@ def ask_mathvista(
     parts = [d['question'] + unit, lettered_options(options), _math_hint(d)]
     answer, precision = d['answer'], d['precision']
     if options:
-        answer, precision = _letter(options.index(answer), options), None
+        exact = options if answer in options else [o.strip().lower() for o in options]
+        answer = answer if answer in options else answer.strip().lower()
+        answer, precision = _letter(exact.index(answer), options), None
     return dict(
         prompt='\n'.join(p for p in parts if p),
         answer=answer,
         options=options,
+        answer_type=d['answer_type'],
         subtask=(d.get('metadata') or {}).get('task') or '',
         precision=None if precision is None else int(precision),
     )
@@ -282,8 +294,10 @@ SUITE_FEATURES = datasets.Features(
         answer=_texts,
         options=_texts,
         precision=_number,
+        answer_type=_text,
         doc=_number,
         new_tokens=_number,
+        excluded=_text,
     )
 )
 
@@ -304,6 +318,22 @@ def _check_columns(ds, columns, source):
     if missing:
         where = f'{source.repo} ({source.config}, {source.split})'
         raise ValueError(f'{where} should have the column {missing[0]}; it has {", ".join(ds.column_names)}')
+
+
+SISTER_COLUMNS = {'InfographicVQA': 'operation/reasoning'}  # Columns that only a sister data set has
+
+
+def _refuse_sister(ds, source):
+    "ValueError where the rows are of another configuration: by its name, a column of its own, or missing pictures."
+    config = getattr(ds.info, 'config_name', None)
+    is_sister = bool(source.sister) and (
+        config == source.sister or SISTER_COLUMNS.get(source.sister) in ds.column_names
+    )
+    if source.sister == 'ScienceQA-FULL':
+        table = ds.select_columns([source.pictures]).with_format('arrow')[:]
+        is_sister |= len(ds) > 2 and table[source.pictures].null_count > len(ds) / 10
+    if is_sister:
+        raise ValueError(f'these are the rows of {source.sister}, not of {source.config}: they are not scored as such')
 
 
 def _image_column(ds, name):
@@ -354,7 +384,8 @@ def suite_row(
     if fields.get('benchmark', name) != name:
         return None
     images = places(i, d, fields)
-    if len(images) < len(fields.get('pictures', [])) or not images and name != 'SQA':
+    needed = len(fields['pictures']) if 'pictures' in fields else int(name != 'SQA')
+    if len(images) < needed:
         raise ValueError(f'row {i} of {source.repo} lacks a picture')
     marks = ' '.join(['<image>'] * len(images)) + ('\n' if images else '')
     answer = fields['answer']
@@ -369,9 +400,30 @@ def suite_row(
         answer=[str(a) for a in answers],
         options=list(fields.get('options', [])),
         precision=fields.get('precision'),
+        answer_type=fields.get('answer_type', ''),
         doc=i,
         new_tokens=source.new_tokens,
+        excluded='',
     )
+
+
+def _excluded_row(name, i, d, why):
+    "The place of a question that cannot be asked; it keeps its pair, so that the partner is left out too."
+    half = BENCHMARK_PROMPTS[name] is ask_mme and d.get('category') in MME_COGNITION
+    if BENCHMARK_PROMPTS[name] is ask_mme and half != (name == 'MME-C'):
+        return None
+    row = dict.fromkeys(SUITE_FEATURES) | dict(id=f'{name}-{i}', benchmark=name, doc=i, excluded=why)
+    pair = str(d.get('question_id') or row['id']) if BENCHMARK_PROMPTS[name] is ask_mme else row['id']
+    row |= dict(pair=pair, subtask=str(d.get('category') or ''), new_tokens=NINE_BENCHMARKS[name].new_tokens)
+    return row | dict(images=[], options=[], answer=[], messages=prompt_and_answer(''))
+
+
+def _row_or_reason(name, i, d, places):
+    "(row or None, why it cannot be asked or '')."
+    try:
+        return suite_row(name, i, d, places), ''
+    except ValueError as e:
+        return _excluded_row(name, i, d, str(e)), str(e)
 
 # %% ../../nbs/evaluation/benchmarks.ipynb #3898d190
 def _with_images(rows, columns):
@@ -383,15 +435,22 @@ def to_suite(
     ds: datasets.Dataset,  # Rows as they are on the hub
     images: datasets.Dataset | None = None,  # GQA's pictures, with columns id and image
 ) -> datasets.Dataset:  # Rows of the suite's form, pictures fetched when read
-    "A benchmark's rows as a suite; ValueError names the column or the row that is not as it should be."
+    """A benchmark's rows as a suite.
+
+    A row that cannot be read as a question is marked as excluded, with the reason. ValueError names a column that is
+    missing, another data set of the same family, and the first row where more than half cannot be read."""
     if name not in NINE_BENCHMARKS:
         raise ValueError(f'no benchmark is called {name!r}: take one of {", ".join(NINE_BENCHMARKS)}')
     source = NINE_BENCHMARKS[name]
     pictures = source.pictures.split()
     _check_columns(ds, [*source.columns.split(), *pictures], source)
+    _refuse_sister(ds, source)
     columns, places = _own_images(ds, source) if pictures else _shared_images(ds, source, images)
-    rows = [suite_row(name, i, d, places) for i, d in enumerate(ds.remove_columns(pictures))]
-    rows = [r for r in rows if r is not None]
+    read = [_row_or_reason(name, i, d, places) for i, d in enumerate(ds.remove_columns(pictures))]
+    rows = [row for row, _ in read if row is not None]
+    reasons = [why for _, why in read if why]
+    if len(reasons) > len(rows) / 2:
+        raise ValueError(f'{len(reasons)} of {len(rows)} questions cannot be asked, the first because {reasons[0]}')
     if not rows:
         raise ValueError(f'{source.repo} has no question of {name}')
     return _with_images(rows, columns)
@@ -408,16 +467,45 @@ def join_suites(
         columns += suite.format['format_kwargs']['transform'].columns
     return _with_images(rows, columns)
 
+# %% ../../nbs/evaluation/benchmarks.ipynb #f0c50006
+def _refuse_other_configurations(folder, files, config):
+    "ValueError where files lie in a folder of another configuration of the data set."
+    sisters = {source.sister for source in NINE_BENCHMARKS.values() if source.config == config} - {''}
+    for path in files:
+        folders = {Path(folder).name, *path.relative_to(folder).parts[:-1]}
+        if other := sisters & folders - {config}:
+            raise ValueError(f'{Path(folder).name} holds {min(other)} and not {config}: it is not scored as such')
+    places = {path.parent for path in files}
+    if len(places) > 1:
+        names = ', '.join(sorted(p.name for p in places))
+        raise ValueError(f'{Path(folder).name} holds several data sets ({names}): name the folder of one')
+
+
+def _refuse_missing_shards(folder, files):
+    "FileNotFoundError that names the shards of a split which are not there."
+    numbered = [re.fullmatch(r'(.*-)(\d+)-of-(\d+)', p.stem) for p in files]
+    for m in filter(None, numbered):
+        names = [f'{m[1]}{i:0{len(m[2])}d}-of-{m[3]}.parquet' for i in range(int(m[3]))]
+        missing = [name for name in names if name not in {p.name for p in files}]
+        if missing:
+            some = ', '.join(missing[:3]) + (', ...' if len(missing) > 3 else '')
+            raise FileNotFoundError(f'{Path(folder).name} lacks {len(missing)} of {len(names)} shards: {some}')
+
 # %% ../../nbs/evaluation/benchmarks.ipynb #0becd7b0
 def parquet_files(
     folder: str | Path,  # As downloaded from the hub
     config: str,  # Configuration of the data set
     split: str,  # Split of the data set
 ) -> list:  # Paths, sorted
-    "The parquet files of a split; those in a folder named like the configuration, where there are any."
+    """The parquet files of a split; those in a folder named like the configuration, where there are any.
+
+    ValueError where they are of another configuration, FileNotFoundError where shards are missing."""
     name = re.compile(rf'{re.escape(split)}(-.*)?')
     found = [p for p in sorted(Path(folder).rglob('*.parquet')) if name.fullmatch(p.stem)]
-    return [p for p in found if config in p.relative_to(folder).parts] or found
+    mine = [p for p in found if config in p.relative_to(folder).parts] or found
+    _refuse_other_configurations(folder, mine, config)
+    _refuse_missing_shards(folder, mine)
+    return mine
 
 # %% ../../nbs/evaluation/benchmarks.ipynb #f98cc714
 def read_benchmark_folder(
@@ -431,6 +519,7 @@ def read_benchmark_folder(
         raise FileNotFoundError(f'there is no folder {folder.name}')
     for saved in (folder / config / split, folder / split, folder / config, folder):
         if (saved / 'state.json').exists():
+            _refuse_other_configurations(folder, [saved / 'state.json'], config)
             return datasets.load_from_disk(str(saved))
     files = parquet_files(folder, config, split)
     if not files:
@@ -442,6 +531,17 @@ def read_benchmark_folder(
         why = (str(e) or type(e).__name__).splitlines()[0][:120]
         raise ValueError(f'{folder.name} cannot be read as parquet, from {files[0].name} on: {why}') from None
 
+# %% ../../nbs/evaluation/benchmarks.ipynb #d8fcfd0e
+def _on_shelf(short_name):
+    "The folder of a data set below `$LVLM_BENCHMARKS`; FileNotFoundError where the variable does not lead to it."
+    shelf = Path(os.environ['LVLM_BENCHMARKS'])
+    if not shelf.is_dir():
+        raise FileNotFoundError(f'LVLM_BENCHMARKS={shelf} is no folder: correct or unset it')
+    if not (shelf / short_name).is_dir():
+        there = ', '.join(sorted(p.name for p in shelf.iterdir() if p.is_dir())[:9]) or 'no folders'
+        raise FileNotFoundError(f'LVLM_BENCHMARKS={shelf} holds no folder {short_name}; it holds {there}')
+    return shelf / short_name
+
 # %% ../../nbs/evaluation/benchmarks.ipynb #d8fcfd0f
 def read_benchmark(
     name: str,  # One of `NINE_BENCHMARKS`
@@ -452,19 +552,22 @@ def read_benchmark(
     source = NINE_BENCHMARKS[name]
     config = config or source.config
     short_name = source.repo.split('/')[1]
-    shelf = folder or os.environ.get('LVLM_BENCHMARKS')
-    if shelf and (Path(shelf) / short_name).is_dir():
-        folder = Path(shelf) / short_name
     if folder is not None:
-        return read_benchmark_folder(folder, config, source.split)
-    try:
-        return datasets.load_dataset(source.repo, config, split=source.split, revision=source.revision)
-    except Exception as e:
-        get = f'hf download {source.repo} --repo-type dataset --revision {source.revision}'
-        raise FileNotFoundError(
-            f'{source.repo} is neither in the cache nor within reach ({type(e).__name__}): '
-            f'get it with `{get} --local-dir FOLDER/{short_name}` and set LVLM_BENCHMARKS=FOLDER'
-        ) from None
+        inner = Path(folder) / short_name
+        return read_benchmark_folder(inner if inner.is_dir() else folder, config, source.split)
+    if os.environ.get('LVLM_BENCHMARKS'):
+        return read_benchmark_folder(_on_shelf(short_name), config, source.split)
+    for repo in dict.fromkeys((source.repo, source.moved)):
+        try:
+            return datasets.load_dataset(repo, config, split=source.split, revision=source.revision)
+        except Exception as e:
+            failure = type(e).__name__
+    also = f' (moved to {source.moved})' if source.moved != source.repo else ''
+    get = f'hf download {source.moved} --repo-type dataset --revision {source.revision}'
+    raise FileNotFoundError(
+        f'{source.repo}{also} is neither in the cache nor within reach ({failure}): '
+        f'get it with `{get} --local-dir FOLDER/{short_name}` and set LVLM_BENCHMARKS=FOLDER'
+    )
 
 # %% ../../nbs/evaluation/benchmarks.ipynb #0725308b
 def load_benchmarks(
@@ -494,10 +597,13 @@ SUITES = {
 # %% ../../nbs/evaluation/benchmarks.ipynb #f2a74de4
 def open_suite(
     suite: str | datasets.Dataset,  # One of `SUITES`, or a data set in the suite's form
+    folder: str | Path | None = None,  # With the data of the real benchmarks; None: `$LVLM_BENCHMARKS`, cache, hub
 ) -> datasets.Dataset:  # A suite with at least one question
     "The questions of a suite; ValueError in one sentence if there is none of that name."
+    if folder is not None and (suite == 'small' or not isinstance(suite, str)):
+        raise ValueError(f'folder={str(folder)!r} holds data of the real benchmarks; this suite needs none')
     if isinstance(suite, str) and suite in SUITES:
-        return SUITES[suite]()
+        return SUITES[suite]() if folder is None else SUITES[suite](folder=folder)
     if not isinstance(suite, datasets.Dataset):
         raise ValueError(f'there is no suite {suite!r}: give one of {", ".join(SUITES)}, or a datasets.Dataset')
     if not len(suite):

@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['SUITE_COLUMNS', 'answer_batch', 'iterate_answers', 'answer_questions', 'question_table', 'take_per_benchmark',
-           'suite_fingerprint', 'read_records', 'load_answers', 'save_records', 'grade_answers', 'evaluate']
+           'suite_fingerprint', 'read_records', 'records_origin', 'load_answers', 'save_records', 'grade_answers',
+           'evaluate']
 
 # %% ../../nbs/evaluation/evaluate.ipynb #f3c64af7
 import hashlib
 import json
+import warnings
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -16,30 +18,42 @@ import datasets
 import numpy as np
 import pandas as pd
 import torch
+from PIL import Image
 from tqdm.auto import tqdm
 from ..core.store import atomic_write
 from ..data.instruction_data import Collator, padding_id, without_images
 from .benchmarks import open_suite, read_column
-from .metrics import METRICS, PAIRED_BENCHMARKS, choice_letter, grade, normalize_text
+from .generation import UnreadablePicture, engine_blocker, iterate_shared_answers, picture_keys
+from .grading import check_rule, grade
+from .metrics import METRICS, PAIRED_BENCHMARKS, choice_letter, normalize_text
 from .metrics import reference_answers, yes_no
 from .statistics import BenchmarkTable, benchmark_table
-from ..models.architecture import LVLM
-from ..models.loading import eval_mode, fingerprint, model_inputs
+from ..models.architecture import LVLM, check_lvlm
+from ..models.linear_speed import fast_linear
+from ..models.loading import check_finite, eval_mode, fingerprint, model_inputs, source_folders
+from ..models.safetensors_files import refuse_overlap
 
 # %% ../../nbs/evaluation/evaluate.ipynb #18072e8c
+def _room(lvlm, length):
+    "How many tokens fit behind a prompt; at least one."
+    config = lvlm.model.config.get_text_config()
+    positions = getattr(config, 'max_position_embeddings', None) or 2**31
+    return max(1, positions - length)
+
+
 @torch.inference_mode()
 def answer_batch(
     lvlm: LVLM,  # Model that is asked
     rows: list,  # Questions: dicts with images and messages
     use_images: bool = True,  # Are the pictures shown?
-    max_new_tokens: int = 12,  # Longer answers are cut
+    max_new_tokens: int = 12,  # Longer answers are cut; so are those that outgrow the model's positions
 ) -> list:  # Texts, one for each question
     "Greedy answers to one batch of questions, whatever generation settings and mode the model has."
     inputs = model_inputs(lvlm, Collator(lvlm, prompt=True, use_images=use_images)(rows))
     with eval_mode(lvlm.model):
         out = lvlm.model.generate(
             **inputs,
-            max_new_tokens=max_new_tokens,
+            max_new_tokens=min(max_new_tokens, _room(lvlm, inputs['input_ids'].shape[1])),
             do_sample=False,
             num_beams=1,
             use_cache=True,
@@ -52,14 +66,18 @@ def answer_batch(
     return [text.strip() for text in lvlm.tokenizer.batch_decode(new_tokens, skip_special_tokens=True)]
 
 # %% ../../nbs/evaluation/evaluate.ipynb #6b4cb242
-def _rows_with_images(rows, indices):
-    "Some rows with their pictures; names the question whose picture cannot be read."
+def _read_rows(rows, indices, broken):
+    "Some rows with their pictures, by number; one that cannot be read goes into `broken`, or is named in an error."
+    read = {}
     for i in indices:
         try:
-            yield rows[i]
-        except OSError as e:
-            id = read_column(rows, 'id')[i]
-            raise ValueError(f'question {id!r}: its image does not decode ({type(e).__name__})') from None
+            read[i] = rows[i]
+        except (OSError, SyntaxError, Image.DecompressionBombError) as e:
+            why = f'its image does not decode ({type(e).__name__})'
+            if broken is None:
+                raise ValueError(f'question {read_column(rows, "id")[i]!r}: {why}') from None
+            broken[i] = why
+    return read
 
 # %% ../../nbs/evaluation/evaluate.ipynb #a1f94a62
 def iterate_answers(
@@ -68,19 +86,39 @@ def iterate_answers(
     batch_size: int = 64,  # Changes the speed, not the answers
     use_images: bool = True,  # Are the pictures shown?
     max_new_tokens: int | Sequence = 12,  # Longer answers are cut; a number, or one for each row
+    broken: dict | None = None,  # Takes rows whose picture cannot be read: index -> why; None: the first is an error
+    precision: str = 'float32',  # Of products: 'float32', 'bfloat16', or 'auto', as for `fast_linear`
+    share: bool = True,  # Read what prompts share once? False: each prompt for itself, by `answer_batch`
 ) -> Iterator:  # Of (indices of the rows, their answers), batch by batch
-    "Greedy answers batch by batch, those with the longest answers and prompts first."
+    "Greedy answers batch by batch, in any order; models that the engine does not fit are asked prompt by prompt."
     messages = read_column(rows, 'messages')
     limits = np.broadcast_to(max_new_tokens, len(messages)).tolist()
-    lengths = [sum(len(m['content']) for m in ms) for ms in messages]
     if not use_images and isinstance(rows, datasets.Dataset):
         rows = rows.remove_columns('images')
-    order = sorted(range(len(messages)), key=lambda i: (-limits[i], -lengths[i]))
-    for limit, group in groupby(order, key=limits.__getitem__):
-        group = list(group)
-        for start in range(0, len(group), batch_size):
-            indices = group[start : start + batch_size]
-            yield indices, answer_batch(lvlm, list(_rows_with_images(rows, indices)), use_images, limit)
+    answered = set()
+    if share and messages:
+        keys = picture_keys(rows) if use_images else [''] * len(messages)
+        try:
+            with eval_mode(lvlm.model):
+                blocker = engine_blocker(lvlm, rows, keys)
+            if blocker is None:
+                for indices, texts in iterate_shared_answers(lvlm, rows, keys, limits, batch_size, precision):
+                    answered.update(indices)
+                    yield indices, texts
+                return
+        except UnreadablePicture:  # The rest is asked the plain way, which leaves such rows out
+            if broken is None:
+                raise
+    lengths = [sum(len(m['content']) for m in ms) for ms in messages]
+    left = [i for i in range(len(messages)) if i not in answered]
+    order = sorted(left, key=lambda i: (-limits[i], -lengths[i]))
+    with fast_linear(lvlm.model if precision != 'float32' else None, precision=precision):
+        for limit, group in groupby(order, key=limits.__getitem__):
+            group = list(group)
+            for start in range(0, len(group), batch_size):
+                batch = _read_rows(rows, group[start : start + batch_size], broken)
+                if batch:
+                    yield [*batch], answer_batch(lvlm, [*batch.values()], use_images, limit)
 
 # %% ../../nbs/evaluation/evaluate.ipynb #84fce15e
 def answer_questions(
@@ -120,11 +158,12 @@ def _ungradable(q):
 
 # %% ../../nbs/evaluation/evaluate.ipynb #8a6a63ec
 def _complete_questions(q):
-    "With subtask, pair, options, ways and number in the split (`doc`) for each question."
+    "With subtask, pair, options, ways, number in the split (`doc`) and whether its script is this study's own."
     given = q.get('options', [None] * len(q))
     q['options'] = [list(o) if isinstance(o, (list, np.ndarray)) else [] for o in given]
     q['subtask'] = q.subtask.fillna('') if 'subtask' in q else ''
     q['pair'] = q.pair.fillna(q.id) if 'pair' in q else q.id
+    q['own_script'] = 'ways' in q  # The small suite says itself how many answers are equally likely
     if 'doc' not in q:
         q['doc'] = q.groupby('benchmark').cumcount()
     if 'ways' not in q:
@@ -132,10 +171,26 @@ def _complete_questions(q):
         q['ways'] = [len(options) or n for options, n in zip(q.options, yes_no_ways)]
     return q
 
+# %% ../../nbs/evaluation/evaluate.ipynb #e0a1001d
+def _excluded_before(q):
+    "The ids of questions that a suite marks as not to be asked, with the reason."
+    marked = q[q.excluded.fillna('') != ''] if 'excluded' in q else q[:0]
+    return dict(zip(marked.id, marked.get('excluded', ())))
+
+
+def _with_partners(q, excluded):
+    "Excluded questions (id -> why), with those that are scored together with one of them."
+    pairs = pd.MultiIndex.from_frame(q[['benchmark', 'pair']])  # The subtask of an excluded one may be what is wrong
+    is_paired = q.benchmark.isin(PAIRED_BENCHMARKS).to_numpy()
+    torn = pairs.isin(pairs[is_paired & q.id.isin(excluded).to_numpy()]) & is_paired
+    return {id: 'its partner cannot be asked' for id in q.id[torn]} | excluded
+
 # %% ../../nbs/evaluation/evaluate.ipynb #92d2e7dd
 def question_table(
     ds: datasets.Dataset,  # A suite: rows with at least the columns of `SUITE_COLUMNS`
-) -> pd.DataFrame:  # One row a question, without pictures: prompt, answer, options, subtask, pair, ways, doc
+) -> (
+    pd.DataFrame
+):  # One row a question, without pictures: prompt, answer, options, subtask, pair, ways, doc, own_script
     "The questions of a suite; ValueError in one sentence where one of them could not be graded."
     missing = [c for c in SUITE_COLUMNS if c not in ds.column_names]
     if missing:
@@ -148,9 +203,10 @@ def question_table(
         last = next(m['content'] for m in without_images(messages)[::-1] if m['role'] == 'user')
         prompts.append(last.strip())
     q['prompt'] = prompts
-    for fault, which in _ungradable(q):
+    asked = q[~q.id.isin(_with_partners(q, _excluded_before(q)))]
+    for fault, which in _ungradable(asked):
         if np.any(which):
-            raise ValueError(f'question {q.id[np.asarray(which, dtype=bool)].iloc[0]!r} {fault}')
+            raise ValueError(f'question {asked.id[np.asarray(which, dtype=bool)].iloc[0]!r} {fault}')
     return q
 
 # %% ../../nbs/evaluation/evaluate.ipynb #27e0e441
@@ -192,10 +248,21 @@ def _open_records(path):
 
 def read_records(
     path: str | Path,  # File written by `evaluate`
-) -> pd.DataFrame:  # One row a question, with prediction and score
-    "Stored records, graded anew by today's metrics; ValueError where the file holds none."
+    rule: str | None = None,  # Rule to grade by; None: the one they were graded by
+) -> pd.DataFrame:  # One row a question, with prediction, score and rule
+    "Stored records, graded anew by today's code; files of before there were rules are graded as published."
     records, _ = _open_records(path)
-    return grade(records.assign(options=records.options.map(list)))
+    if 'own_script' not in records:
+        records['own_script'] = 'new_tokens' not in records  # which only suites of real data have
+    stored = next(iter(records.get('rule', ())), 'published')
+    return grade(records.assign(options=records.options.map(list)), rule or stored)
+
+# %% ../../nbs/evaluation/evaluate.ipynb #c0de0680
+def records_origin(
+    path: str | Path,  # File written by `evaluate`
+) -> dict:  # Such as name, dtype, batch_size, use_images
+    "What stored records belong to; ValueError where the file holds none."
+    return _open_records(path)[1]
 
 # %% ../../nbs/evaluation/evaluate.ipynb #92276658
 _MISMATCHES = dict(
@@ -203,6 +270,8 @@ _MISMATCHES = dict(
     suite='other questions',
     use_images='the same questions with and without pictures',
     max_new_tokens='answers of another length',
+    batch_size='answers in 16 bit by another batch size',
+    precision='answers in another precision',
 )
 
 
@@ -214,8 +283,11 @@ def load_answers(
     if path is None or not Path(path).exists():
         return {}
     records, found = _open_records(path)
-    for field, what in _MISMATCHES.items():
-        if found.get(field) != origin[field]:
+    fields = dict(_MISMATCHES)
+    if origin.get('dtype', 'float32') == 'float32' or 'batch_size' not in found:
+        fields.pop('batch_size')  # in float32 the answers do not hang on it
+    for field, what in fields.items():
+        if found.get(field) != origin.get(field):
             whose = found.get('name') or 'without a name'
             raise ValueError(f'{Path(path).name} holds records of {what} ({whose}): give each run a file of its own')
     return dict(zip(records.id, records.prediction))
@@ -226,11 +298,12 @@ def save_records(
     q: pd.DataFrame,  # Questions, from `question_table`
     answers: dict,  # Question's id -> answer
     origin: dict,  # What the answers belong to: model, name, suite, use_images, max_new_tokens
+    rule: str = 'published',  # Rule that grades them
 ) -> None:
     "Write the questions that were answered, whole or not at all; parquet keeps `origin` in its header."
     if path is None:
         return
-    records = grade_answers(q, answers)
+    records = grade_answers(q, answers, rule)
     records.attrs = origin
     with atomic_write(path) as part:
         records.to_parquet(part, index=False)
@@ -239,10 +312,11 @@ def save_records(
 def grade_answers(
     q: pd.DataFrame,  # Questions, from `question_table`
     answers: dict,  # Question's id -> answer
-) -> pd.DataFrame:  # Records: the answered questions with prediction and score, 0 to 1
-    "Grade what was answered by the rule of each benchmark."
+    rule: str = 'published',  # One of `RULES`
+) -> pd.DataFrame:  # Records: the answered questions with prediction, score (0 to 1) and rule
+    "Grade what was answered by a named rule."
     answered = q[q.id.isin(answers)]
-    return grade(answered.assign(prediction=answered.id.map(answers)))
+    return grade(answered.assign(prediction=answered.id.map(answers)), rule)
 
 # %% ../../nbs/evaluation/evaluate.ipynb #3dfc2312
 def _check_options(suite, use_images, **numbers):
@@ -256,12 +330,14 @@ def _check_options(suite, use_images, **numbers):
         raise ValueError(f'a suite is a name or a datasets.Dataset, not a {type(suite).__name__}')
 
 
-def _ask(lvlm, ds, q, answers, save, batch_size, use_images, limits, every, progress):
-    "Add answers to all questions of `ds` to `answers`; `save` is called after `every` batches, and at the end."
-    unsaved = 0
+def _ask(lvlm, ds, q, answers, save, batch_size, use_images, limits, precision, every, progress):
+    """Add answers to all questions of `ds` to `answers`; `save` is called after `every` batches, and at the end.
+
+    Returns the ids of those whose picture cannot be read, with the reason."""
+    unsaved, broken = 0, {}
     with tqdm(total=len(q), disable=not progress, desc=lvlm.name, unit=' questions') as bar:
         try:
-            for indices, texts in iterate_answers(lvlm, ds, batch_size, use_images, limits):
+            for indices, texts in iterate_answers(lvlm, ds, batch_size, use_images, limits, broken, precision):
                 answers |= zip(q.id.iloc[indices], texts)
                 unsaved += 1
                 bar.update(len(indices))
@@ -271,37 +347,67 @@ def _ask(lvlm, ds, q, answers, save, batch_size, use_images, limits, every, prog
         finally:
             if unsaved:
                 save()
+    return {q.id.iloc[i]: why for i, why in broken.items()}
+
+# %% ../../nbs/evaluation/evaluate.ipynb #e0a1001b
+def _table_without(q, answers, excluded, rule):
+    "The table of all questions but the excluded ones and their partners; ValueError if none is left."
+    excluded = _with_partners(q, excluded)
+    rows = q[q.id.isin(excluded)]
+    rows = rows.assign(why=rows.id.map(excluded))[['id', 'benchmark', 'why']].reset_index(drop=True)
+    if len(rows):
+        warnings.warn(
+            f'{len(rows)} of {len(q)} questions are left out: {rows.id[0]} ({rows.why[0]}), ...', stacklevel=3
+        )
+    if len(rows) == len(q):
+        raise ValueError(f'no question of {len(q)} can be asked: {rows.id[0]}: {rows.why[0]}')
+    asked = q[~q.id.isin(rows.id)].drop(columns='excluded', errors='ignore')
+    return benchmark_table(grade_answers(asked, answers, rule), excluded=rows)
 
 # %% ../../nbs/evaluation/evaluate.ipynb #e0a10014
 def evaluate(
     lvlm: LVLM,  # Model that is asked
     suite: str | datasets.Dataset = 'small',  # Name of a suite (one of `SUITES`), or a data set in its form
     limit: int | None = None,  # Questions a benchmark at most, pairs kept whole; None: all
-    batch_size: int = 64,  # Changes the speed, not the answers
+    batch_size: int = 64,  # Changes the speed, and in 16 bit some answers; stored with the records
     use_images: bool = True,  # False: the pictures are left out (text only)
     records: str | Path | None = None,  # Parquet file that answers are kept in; an unfinished run goes on from it
     progress: bool = True,  # Show a progress bar?
     max_new_tokens: int | None = None,  # Longer answers are cut; None: as the suite says (`new_tokens`), else 12
     every: int = 8,  # Batches between two writes of the file
+    rule: str = 'published',  # 'published', the benchmark's own script, or 'lmms-eval'
+    folder: str | Path | None = None,  # With the data of the real benchmarks; None: `$LVLM_BENCHMARKS`, cache, hub
+    precision: str = 'float32',  # Of products: 'float32', 'bfloat16', or 'auto', as for `fast_linear`
 ) -> BenchmarkTable:  # One row a benchmark: value, n, low, high, chance; `.records`: the graded questions
-    """Ask the questions of a suite and grade the answers.
+    """Ask the questions of a suite and grade the answers by a named rule (see `grade`).
 
     What cannot be graded, a setting that is none, and a file of records that belongs to another run raise ValueError
-    before anything is asked."""
+    before anything is asked. A question of a real benchmark that cannot be read is left out, counted and named."""
+    check_rule(rule)
     _check_options(suite, use_images, limit=limit, batch_size=batch_size, max_new_tokens=max_new_tokens, every=every)
-    ds = open_suite(suite)
+    ds = open_suite(suite, folder)
+    check_lvlm(lvlm)
+    check_finite(lvlm)
+    if records:
+        refuse_overlap(records, source_folders(lvlm))
     q = question_table(ds)
     wanted = q.iloc[take_per_benchmark(q, limit)]
+    excluded = _excluded_before(wanted)
     length = max_new_tokens or ('its own' if 'new_tokens' in q else 12)
     origin = dict(model=fingerprint(lvlm), name=lvlm.name, suite=suite_fingerprint(ds))
     origin |= dict(use_images=use_images, max_new_tokens=length)
+    origin |= dict(dtype=str(lvlm.model.dtype).removeprefix('torch.'), batch_size=batch_size)
+    origin |= dict(precision=None if precision == 'float32' else precision)  # None in files of before
     answers = load_answers(records, origin)
-    todo = np.flatnonzero(q.id.isin(wanted.id) & ~q.id.isin(answers))
+    todo = np.flatnonzero(q.id.isin(wanted.id) & ~q.id.isin(answers) & ~q.id.isin(excluded))
     new = q.iloc[todo]
     limits = new.new_tokens.tolist() if length == 'its own' else length
 
     def save():
-        save_records(records, q, answers, origin)
+        save_records(records, q, answers, origin, rule)
 
-    _ask(lvlm, ds.select(todo), new, answers, save, batch_size, use_images, limits, every, progress)
-    return benchmark_table(grade_answers(wanted, answers))
+    how = dict(batch_size=batch_size, use_images=use_images, limits=limits, precision=precision)
+    excluded |= _ask(lvlm, ds.select(todo), new, answers, save, every=every, progress=progress, **how)
+    if not len(new):
+        save()
+    return _table_without(wanted, answers, excluded, rule)

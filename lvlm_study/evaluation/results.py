@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 from ..core.store import PACKAGE_FOLDER, load_results
 from .metrics import TOP_SCORE
+from .verdicts import Effect, effect_of, interval_noise, mean_with_draws
 
 # %% ../../nbs/evaluation/results.ipynb #34b9b5df
 PAPER_FOLDER = PACKAGE_FOLDER / 'paper'
@@ -266,7 +267,7 @@ def default_runs(
 ) -> pd.DataFrame:  # Some of its rows, all variants among them
     "Rows pruned by the paper's criterion, on the calibration size that most of them share; all questions asked."
     d = results[(results.model == model) & (results.method == method) & (results.limit == 0)]
-    d = d[d.criterion == PAPER_CRITERION[method]]
+    d = d[(d.criterion == PAPER_CRITERION[method]) & (d.get('rule', 'published') == 'published')]
     return d[d.calibration == _most_common(d.calibration)] if len(d) else d
 
 # %% ../../nbs/evaluation/results.ipynb #7731af10
@@ -476,25 +477,32 @@ def gain_over(
     d: pd.DataFrame,  # Rows from `recovery_results`
     base: str = BASE_RECIPE,  # Recipe that the others are compared with
     trainable: str = 'projector+lora',  # Which weights recovery trained
-) -> pd.DataFrame:  # Columns ratio, recipe, seed, gain in points
-    "Retention of each run minus that of the base recipe with the same ratio and seed."
-    d = d[d.trainable == trainable]
-    base_retention = d[d.recipe == base].set_index(['ratio', 'seed']).retention
-    others = d[d.recipe != base].set_index(['ratio', 'seed'])
-    others = others[others.index.isin(base_retention.index)]
-    gain = others.retention - base_retention.reindex(others.index)
-    return others.assign(gain=gain).reset_index()[['ratio', 'recipe', 'seed', 'gain']]
+) -> pd.DataFrame:  # Columns ratio, recipe, seed, gain, width; in points
+    """Retention of each run minus that of the base recipe with the same ratio and seed.
+
+    `width` is that of the 95 % interval over the questions, as if the two runs had independent luck."""
+    d = d[d.trainable == trainable].assign(width=d.high - d.low)
+    of_base = d[d.recipe == base].set_index(['ratio', 'seed'])[['retention', 'width']].add_suffix('_base')
+    both = d[d.recipe != base].join(of_base, on=['ratio', 'seed']).dropna(subset='retention_base')
+    both = both.assign(gain=both.retention - both.retention_base, width=np.hypot(both.width, both.width_base))
+    return both[['ratio', 'recipe', 'seed', 'gain', 'width']].reset_index(drop=True)
 
 # %% ../../nbs/evaluation/results.ipynb #7204e52d
+def _gain_effect(g):
+    "The mean gain of one recipe at one ratio, with its interval and verdict."
+    width = g.width.to_numpy()
+    noise = [interval_noise(-w / 2, w / 2, key) for key, w in enumerate(width)]
+    return effect_of(mean_with_draws(g.gain, np.array(noise)), len(g))
+
+# %% ../../nbs/evaluation/results.ipynb #19f89d15
 def gain_verdicts(
     g: pd.DataFrame,  # Rows from `gain_over`
 ) -> pd.DataFrame:  # Index: (ratio, recipe), best first; columns gain, low, high, seeds, verdict
-    "Mean gain in points, its range over seeds, and whether all seeds agree on its sign."
+    "Mean gain in points, its 95 % interval over questions and seeds, and the verdict on 'this recipe is better'."
     if not len(g):
-        return pd.DataFrame(columns=['gain', 'low', 'high', 'seeds', 'verdict'])
-    v = g.groupby(['ratio', 'recipe']).gain.agg(gain='mean', low='min', high='max', seeds='size')
-    v['verdict'] = 'no difference'
-    v.loc[v.low > 0, 'verdict'] = 'better'
-    v.loc[v.high < 0, 'verdict'] = 'worse'
-    v.loc[v.seeds == 1, 'verdict'] = 'one seed'
+        return pd.DataFrame(columns=['gain', *Effect._fields[1:]])
+    found = {at: _gain_effect(x) for at, x in g.sort_values('seed').groupby(['ratio', 'recipe'])}
+    v = pd.DataFrame(
+        found.values(), pd.MultiIndex.from_tuples(found, names=['ratio', 'recipe']), ['gain', *Effect._fields[1:]]
+    )
     return v.sort_values(['ratio', 'gain'], ascending=[True, False])

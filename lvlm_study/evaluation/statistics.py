@@ -15,7 +15,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from ..core.plotting import COLORS
-from .metrics import METRICS, PAIRED_BENCHMARKS, TOP_SCORE, benchmark_scores, grade
+from .grading import grade
+from .metrics import METRICS, PAIRED_BENCHMARKS, TOP_SCORE, benchmark_scores
 from .metrics import reference_answers, scoring_units
 
 # %% ../../nbs/evaluation/statistics.ipynb #35bf992d
@@ -49,14 +50,51 @@ class BenchmarkTable(pd.DataFrame):
     """One row a benchmark: value, n, low, high, chance, in the points of the benchmark (percent; MME of 800 and 2000).
 
     `records`: the graded questions behind it, one row each (id, benchmark, answer, prediction, score ...); None where
-    they are not known, as in published tables and in tables put together by `pd.concat`."""
+    they are not known, as in published tables and in tables put together by `pd.concat`.
+    `excluded`: questions that could not be asked (id, benchmark, why); a table with some has a column `of`."""
 
-    _metadata = ['records']  # What pandas hands on to a table made from this one
+    _metadata = ['records', 'excluded']  # What pandas hands on to a table made from this one
     records = None
+    excluded = None
+
+    @property
+    def rule(self) -> str | None:
+        "The rule that its records were graded by; None where they are not known"
+        return None if self.records is None else next(iter(self.records.get('rule', ())), None)
 
     @property
     def _constructor(self):
         return BenchmarkTable
+
+# %% ../../nbs/evaluation/statistics.ipynb #b5a20011
+def _check_pairs(records):
+    "ValueError unless every pair of MME has its two questions, once each."
+    for column in ('subtask', 'pair'):
+        if column not in records or records[column].isna().any():
+            raise ValueError(f'MME is paid in pairs: each of its questions needs the column {column}')
+    sizes = records.groupby(['benchmark', 'subtask', 'pair'], sort=False).id.agg(['size', 'nunique'])
+    for (benchmark, _, pair), n in sizes[(sizes != 2).any(axis=1)].iterrows():
+        raise ValueError(
+            f'{benchmark} is paid in pairs of two different questions, and the pair {pair!r} has {n["size"]}, '
+            f'{n["nunique"]} of them different'
+        )
+
+
+def _check_graded(records):
+    "ValueError unless the records are graded questions, each with a score from 0 to 1, and MME's in whole pairs."
+    if not isinstance(records, pd.DataFrame):
+        raise ValueError(f'a table is made of graded questions, as `grade` returns them, not of {records!r:.80}')
+    for column in ('id', 'benchmark', 'score', 'ways'):
+        if column not in records:
+            there = ', '.join(map(str, records)) or 'none'
+            raise ValueError(f'graded questions need the column {column}; these have {there}')
+    legal = pd.to_numeric(records.score, errors='coerce').between(0, 1).to_numpy()
+    if not legal.all():
+        id, score = records[['id', 'score']][~legal].iloc[0]
+        raise ValueError(f'the score of question {id!r} is a number from 0 to 1, not {score!s:.40}')
+    paired = records[records.benchmark.isin(PAIRED_BENCHMARKS)]
+    if len(paired):
+        _check_pairs(paired)
 
 # %% ../../nbs/evaluation/statistics.ipynb #4cbd87ad
 def _top_scores(benchmarks):
@@ -68,8 +106,12 @@ def benchmark_table(
     records: pd.DataFrame,  # Graded questions: with `score`, 0 to 1
     draws: int = 1000,  # How often the bootstrap draws
     seed: int = 0,  # Seed of the bootstrap
-) -> BenchmarkTable:  # One row a benchmark: value, n, low, high, chance
-    "The value of each benchmark with its 95 % interval and the level of chance."
+    excluded: pd.DataFrame | None = None,  # Questions left out: id, benchmark, why; None or empty: none
+) -> BenchmarkTable:  # One row a benchmark: value, n (and `of`, where some were left out), low, high, chance
+    """The value of each benchmark with its 95 % interval and the level of chance.
+
+    ValueError names a column that is missing, a score that is none, and a pair of MME without its two questions."""
+    _check_graded(records)
     units = scoring_units(records)
     spread = bootstrap(units, draws, seed)
     table = pd.DataFrame(
@@ -88,18 +130,23 @@ def benchmark_table(
     order = sorted(table.index, key=[*METRICS].index)
     table = BenchmarkTable(table.loc[order].rename_axis('benchmark'))
     table.records = records
+    if excluded is not None and len(excluded):
+        left_out = excluded.benchmark.value_counts().reindex(table.index, fill_value=0)
+        table.insert(2, 'of', table.n + left_out)
+        table.excluded = excluded
     return table
 
 # %% ../../nbs/evaluation/statistics.ipynb #923ef180
 def no_image_baselines(
     q: pd.DataFrame,  # Questions, from `question_table`
     text_only: pd.DataFrame | None = None,  # Table of a run with `use_images=False`; None: only the first two columns
+    rule: str = 'published',  # Rule that grades habit; the run should have been graded by the same
 ) -> pd.DataFrame:  # Columns chance, habit, and with a run text_only, low, high, in the points of each benchmark
     "What a benchmark pays without looking: to a guesser, to habit, and to a model that is shown no picture."
     commonest = q.groupby(['benchmark', 'subtask']).answer.transform(
         lambda answers: answers.map(lambda a: reference_answers(a)[0]).mode()[0]
     )
-    habit = benchmark_scores(scoring_units(grade(q.assign(prediction=commonest))))
+    habit = benchmark_scores(scoring_units(grade(q.assign(prediction=commonest), rule)))
     baselines = pd.DataFrame(dict(chance=chance_floor(q), habit=habit))
     if text_only is None:
         return baselines

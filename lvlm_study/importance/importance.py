@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['CRITERION_NEEDS', 'CRITERIA', 'SCORE_KINDS', 'FORWARD_STATS', 'PUBLISHED_CRITERIA', 'CRITERION_LABELS', 'KIND_LABELS',
            'criteria_needing', 'collect_stats', 'score_batch', 'reference_scores', 'weight_scores', 'Scores',
-           'check_scoring', 'describe_scoring', 'is_same_scoring', 'PartialScores', 'refuse_not_finite', 'score',
-           'criterion_label', 'plot_layer_scores', 'plot_kv_head_scores', 'plot_mlp_channel_scores', 'score_card']
+           'check_scores', 'check_scoring', 'describe_scoring', 'is_same_scoring', 'PartialScores', 'refuse_not_finite',
+           'score', 'criterion_label', 'plot_layer_scores', 'plot_kv_head_scores', 'plot_mlp_channel_scores',
+           'score_card']
 
 # %% ../../nbs/importance/importance.ipynb #f0dfb4a5
 import hashlib
@@ -28,17 +29,20 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 from ..core.store import atomic_write, environment
+from .attention_sink import influence_with_sinks
 from .block_influence import LayerCosines, bootstrap_ci, draw_layer_scores, hook_layers
 from .calibration import CalibrationSet, TOKEN_KINDS, check_labels, split_batch, token_weights
 from .layer_scores import angular_distances, loss_increase, reference_block_influence
 from .taylor import OUTPUT_ROLES, activation_scores, hook_projection_inputs, iterate_projections
 from .taylor import magnitude_scores, random_scores, taylor_scores, wanda_scores
-from ..models.architecture import LVLM, parameter_sizes
-from ..models.loading import eval_mode, fingerprint, model_inputs
+from ..models.architecture import LVLM, check_lvlm, parameter_sizes
+from ..models.loading import check_finite, eval_mode, fingerprint, model_inputs, source_folders
+from ..models.safetensors_files import check_complete, read_json, refuse_overlap
 
 # %% ../../nbs/importance/importance.ipynb #14f4733f
 CRITERION_NEEDS = dict(
     bi='forward',
+    bi_max='forward',
     angular='forward',
     activation='forward',
     wanda='forward',
@@ -64,13 +68,14 @@ def criteria_needing(
 def collect_stats(
     lvlm: LVLM,  # The model, in eval mode
     batch: dict,  # The collated batch that is run inside `with`
-    what: Sequence[str] = ('influence',),  # Any of 'influence', 'spans', 'o' and 'down'
+    what: Sequence[str] = ('influence',),  # Any of 'influence', 'sinks', 'spans', 'o' and 'down'
     tokens: bool = False,  # Take means over each kind of token as well?
 ) -> Iterator[dict[str, Tensor]]:  # A dict that is filled when `with` ends, on the CPU
     """Collect what the forward criteria need while the model runs once inside `with`.
 
-    'influence': 1 - cosine of each layer, (B, K, L). 'spans': angular distances, (B, L, L). 'o' and 'down': mean
-    squares of the inputs of these maps, (B, K, L, inputs). K is 1, or 5 with `tokens`."""
+    'influence': 1 - cosine of each layer, (B, K, L). 'sinks': the same with attention sinks counted, (B, L).
+    'spans': angular distances, (B, L, L). 'o' and 'down': mean squares of the inputs of these maps, (B, K, L, inputs).
+    K is 1, or 5 with `tokens`."""
     L, w_BKT = lvlm.architecture.num_layers, token_weights(lvlm, batch, tokens)
     position_T = torch.arange(w_BKT.shape[-1], device=w_BKT.device)
     last_B = (w_BKT[:, 0].ne(0) * (position_T + 1)).argmax(1)  # last token of each sample
@@ -79,7 +84,7 @@ def collect_stats(
     mean_squares = {role: [None] * L for role in OUTPUT_ROLES if role in what}
 
     def see_layer(i, h_in_BTD, h_out_BTD):
-        if 'influence' in what:
+        if 'influence' in what or 'sinks' in what:
             cosines(i, h_in_BTD, h_out_BTD)
         if 'spans' in what:
             if i == 0:
@@ -90,12 +95,14 @@ def collect_stats(
         mean_squares[role][i] = w_BKT @ x_BTC.detach().float().square()
 
     with ExitStack() as stack:
-        if 'influence' in what or 'spans' in what:
+        if {'influence', 'sinks', 'spans'} & set(what):
             stack.enter_context(hook_layers(lvlm, see_layer))
         stack.enter_context(hook_projection_inputs(lvlm, tuple(mean_squares), see_input))
         yield stats
     if 'influence' in what:
         stats['influence'] = cosines.distances(w_BKT)
+    if 'sinks' in what:
+        stats['sinks'] = influence_with_sinks(cosines, w_BKT[:, 0] > 0)
     if 'spans' in what:
         stats['spans'] = angular_distances(torch.stack(ends, 1)).cpu()
     for role, means in mean_squares.items():
@@ -112,6 +119,8 @@ def _forward_rows(lvlm, stats, criteria, tokens):
     if 'bi' in criteria:
         for k, suffix in enumerate(suffixes):
             rows['layers', f'bi{suffix}'] = stats['influence'][:, k]
+    if 'bi_max' in criteria:
+        rows['layers', 'bi_max'] = stats['sinks']
     if 'angular' in criteria:
         rows['layers', 'angular'] = stats['spans'][..., 0]
         rows['spans', 'angular'] = stats['spans']
@@ -133,7 +142,9 @@ def _rows_from_sums(sums):
     return {(kind, criterion): getattr(s, kind).cpu()[None] for criterion, s in sums.items() for kind in kinds}
 
 # %% ../../nbs/importance/importance.ipynb #388dc60a
-FORWARD_STATS = dict(influence=('bi',), spans=('angular',), o=('activation', 'wanda'), down=('activation', 'wanda'))
+FORWARD_STATS = dict(
+    influence=('bi',), sinks=('bi_max',), spans=('angular',), o=('activation', 'wanda'), down=('activation', 'wanda')
+)
 
 # %% ../../nbs/importance/importance.ipynb #730a8934
 def score_batch(
@@ -298,23 +309,52 @@ def _as_samples(rows):
         kind: {c: rows[kind, c] for c in sorted((c for k, c in rows if k == kind), key=place)} for kind in SCORE_KINDS
     }
 
+
+def _check_shapes(name, rows, sizes):
+    "ValueError where scores are not of the shape that the sizes of their model ask for."
+    if 'layers' not in sizes:
+        return
+    layers = len(sizes['layers'])
+    widths = {kind: sizes[kind] for kind in ('kv_heads', 'mlp_channels') if sizes.get(kind) is not None}
+    shapes = {kind: (layers, max(n) if isinstance(n, (list, tuple)) else n) for kind, n in widths.items()}
+    shapes |= dict(layers=(layers,), spans=(layers, layers))
+    for (kind, criterion), values in rows.items():
+        found, wanted = tuple(values.shape[1:]), shapes.get(kind, tuple(values.shape[1:]))
+        if values.ndim == 0 or not len(values) or found != wanted:
+            raise ValueError(
+                f'{name} is damaged: {criterion} of {kind} has shape {found} a sample, the model {wanted}: score again'
+            )
+
 # %% ../../nbs/importance/importance.ipynb #86734721
 @patch(cls_method=True)
 def load(
     cls: Scores,  # The class itself
     path: str | Path,  # As given to `save`
 ) -> Scores:  # With rows and all else
-    "Read what `save` has written; FileNotFoundError where one of the two files is missing."
+    "Read what `save` has written; FileNotFoundError or ValueError where one of the two files is missing or damaged."
     for ending in ('safetensors', 'json'):
         if not Path(f'{path}.{ending}').exists():
             raise FileNotFoundError(f'{Path(path).name}.{ending} is not there: scores are stored in two files')
+    check_complete(f'{path}.safetensors')
+    meta = read_json(f'{path}.json')
     rows = {tuple(name.split(':')): rows for name, rows in load_file(f'{path}.safetensors').items()}
+    if any(len(name) != 2 for name in rows) or 'sizes' not in meta:
+        raise ValueError(f'{Path(path).name} holds no scores: lvlm_score writes them')
     for kind in {name[0] for name in rows} - {*SCORE_KINDS}:
         raise ValueError(f'{Path(path).name} holds scores of {kind!r}, not of {", ".join(SCORE_KINDS)}: score again')
-    meta = json.loads(Path(f'{path}.json').read_text())
+    _check_shapes(Path(path).name, rows, meta['sizes'])
     names = dict(model='model', sizes='sizes', ids='sample_ids', n='num_samples', orders='orders')
     known = {names[k]: v for k, v in meta.items() if k in names}
     return cls(_as_samples(rows), **known, settings={k: v for k, v in meta.items() if k not in names})
+
+# %% ../../nbs/importance/importance.ipynb #c0de06a0
+def check_scores(
+    scores: object,  # What was given as scores
+) -> Scores:  # The same
+    "The scores, if they are such; ValueError that says how to get them otherwise."
+    if not isinstance(scores, Scores):
+        raise ValueError(f'scores are what score(...) or Scores.load(path) gives, not a {type(scores).__name__}')
+    return scores
 
 # %% ../../nbs/importance/importance.ipynb #aa34fd1f
 def check_scoring(
@@ -331,9 +371,7 @@ def check_scoring(
         if criterion not in PUBLISHED_CRITERIA:
             known = ' and '.join(PUBLISHED_CRITERIA)
             raise ValueError(f'{criterion!r} has no published form: reference=True knows {known}')
-    for name, p in lvlm.model.named_parameters():
-        if not torch.isfinite(p).all():
-            raise ValueError(f'{name} holds values that are not finite: scores would be meaningless')
+    check_finite(lvlm)
     first = {}
     for i, role, m in iterate_projections(lvlm):
         shape = tuple(m.weight.shape)
@@ -365,8 +403,11 @@ def is_same_scoring(
     "Does the file belong to this job? FileExistsError names what differs where it belongs to another."
     if not path.exists():
         return False
-    stored = json.loads(path.read_text())
-    stored = stored.get('job', stored)
+    try:
+        stored = read_json(path)
+    except (ValueError, OSError):
+        raise FileExistsError(f'{path.name} is there and holds no scores: choose another path') from None
+    stored = stored.get('job') or stored
     for name, value in job.items():
         if stored.get(name) != value:
             raise FileExistsError(
@@ -435,6 +476,11 @@ def score(
 
     What is wrong with model, samples or criteria is a ValueError before the first pass; FileExistsError where `path`
     holds other scores."""
+    check_lvlm(lvlm)
+    for place in [f'{path}.{ending}' for ending in ('safetensors', 'json', 'parts')] if path else []:
+        refuse_overlap(place, source_folders(lvlm))
+    if not isinstance(criteria, Iterable):
+        raise ValueError(f'criteria are names, not {criteria!r}: choose from {", ".join(CRITERIA)}')
     criteria = [criteria] if isinstance(criteria, str) else list(dict.fromkeys(criteria))
     for criterion in criteria:
         if criterion not in CRITERION_NEEDS:
@@ -470,6 +516,7 @@ def score(
 # %% ../../nbs/importance/importance.ipynb #7ebff206
 CRITERION_LABELS = dict(
     bi='block influence',
+    bi_max='block influence, sinks counted',
     angular='angular distance',
     loss='loss increase in nat',
     taylor='Taylor',

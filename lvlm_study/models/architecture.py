@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['PROJECTION_NAMES', 'PROJECTION_SETS', 'PARAMETER_PARTS', 'CLIP_L_CONFIG', 'SIGLIP_CONFIG', 'PAPER_MODELS',
-           'find_projections', 'layer_dimensions', 'Architecture', 'find_architecture', 'LVLM', 'count_parameters',
-           'group_parameters', 'parameter_sizes', 'paper_config', 'count_config', 'plot_parameters']
+           'find_projections', 'layer_dimensions', 'Architecture', 'find_architecture', 'renumber_layers', 'LVLM',
+           'check_lvlm', 'count_parameters', 'group_parameters', 'parameter_sizes', 'paper_config', 'count_config',
+           'plot_parameters']
 
 # %% ../../nbs/models/architecture.ipynb #8a9a021e
 from dataclasses import dataclass
@@ -16,6 +17,10 @@ from transformers import AutoModelForImageTextToText, CLIPVisionConfig, InternVL
 from transformers import LlamaConfig, LlavaConfig, Phi3Config, PhiConfig, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers import ProcessorMixin, SiglipVisionConfig
 from ..core.plotting import COLORS
+
+# %% ../../nbs/models/architecture.ipynb #c0de0217
+import warnings
+from pathlib import Path
 
 # %% ../../nbs/models/architecture.ipynb #5eb436fe
 def _join_path(*parts):
@@ -44,6 +49,8 @@ PROJECTION_NAMES = dict(
     gate_up=('gate_up_proj',),
     down=('down_proj', 'fc2', 'c_proj', 'w2'),
 )
+
+# %% ../../nbs/models/architecture.ipynb #c08efb26
 PROJECTION_SETS = dict(
     attention=[{'q', 'k', 'v', 'o'}, {'qkv', 'o'}],
     MLP=[{'gate', 'up', 'down'}, {'gate_up', 'down'}, {'up', 'down'}],
@@ -145,7 +152,7 @@ def _width_blocker(layer, attn, mlp, dimensions):
             return f'{name} spans {p.numel()} channels'
     return ''
 
-
+# %% ../../nbs/models/architecture.ipynb #61473e4b
 def _layer_norms(layer, attn):
     "Paths of the norms of a layer that are not inside its attention"
     inside = _parent_path(attn['o']) + '.'
@@ -333,6 +340,93 @@ def _first_width_blocker(layers, attn, mlp, dimensions):
     blockers = [_width_blocker(layer, attn, mlp, d) for layer, d in zip(layers, dimensions)]
     return next(filter(None, blockers), '')
 
+# %% ../../nbs/models/architecture.ipynb #c0de0211
+def _layer_numbers(layers):
+    "The number that each layer believes to have; its place where it has none. ValueError where one has several."
+    numbers = []
+    for i, layer in enumerate(layers):
+        found = {m.layer_idx for m in layer.modules() if getattr(m, 'layer_idx', None) is not None} or {i}
+        if len(found) > 1:
+            raise ValueError(f'layer {i} holds modules of layers {sorted(found)}: build it from one layer')
+        numbers += found
+    return numbers
+
+
+_KINDS_BY_LAYER = ('layer_types', 'mlp_layer_types')  # Lists of a config with one entry a layer, by their names
+
+
+def _fits(text, numbers):
+    "Do numbers, count, and kinds of layers agree?"
+    lists = [getattr(text, name, None) for name in _KINDS_BY_LAYER]
+    counts = [text.num_hidden_layers, *(len(values) for values in lists if isinstance(values, (list, tuple)))]
+    return set(counts) == {len(numbers)} and numbers == list(range(len(numbers)))
+
+
+def _lists_by_layer(text, numbers):
+    "Entries of a config with one value a layer, cut to the layers of these old numbers."
+    lists = {}
+    for name, values in vars(text).items():
+        if 'layer' not in name or not isinstance(values, (list, tuple)) or len(values) == len(numbers):
+            continue
+        if len(values) != text.num_hidden_layers and len(values) <= max(numbers):
+            continue  # not by layer
+        renumbered = numbers == list(range(len(numbers)))
+        if renumbered and len(set(map(str, values))) > 1:
+            raise ValueError(
+                f'the config lists {len(values)} {name} for {len(numbers)} layers, and which are gone is not to be '
+                f'seen: set config.{name}'
+            )
+        lists[name] = [values[i] for i in numbers]
+    return lists
+
+
+def renumber_layers(
+    model: nn.Module,  # A model of transformers; its config and layer numbers may be changed in place
+    layers: nn.ModuleList,  # Its decoder layers
+) -> list:  # The numbers that the layers had; empty where nothing had to be mended
+    """Give layers that were removed by hand the numbers 0, 1, 2, ..., and the config their count.
+
+    ValueError where one module stands in the list twice, where layers differ in width, and where the config lists a
+    kind for each layer and it is not to be seen which of them are gone.
+    """
+    numbers, text = _layer_numbers(layers), model.config.get_text_config()
+    if _fits(text, numbers):
+        return []
+    if len(set(map(id, layers))) < len(layers):
+        raise ValueError('one layer stands in the list of layers twice: give each place a copy of its own')
+    if text.is_heterogeneous:
+        raise ValueError('layers that differ in width were removed by hand: remove them with apply_plan')
+    for name, values in _lists_by_layer(text, numbers).items():
+        setattr(text, name, values)
+    text.num_hidden_layers = len(layers)
+    for i, layer in enumerate(layers):
+        for module in layer.modules():
+            if getattr(module, 'layer_idx', None) is not None:
+                module.layer_idx = i
+    return numbers
+
+# %% ../../nbs/models/architecture.ipynb #c0de0213
+def _mend(model, layers, name):
+    "In place: layer numbers, and no entry of a quantization that is undone; says so where layers were removed."
+    parameters = list(model.parameters())
+    entry = getattr(model.config, 'quantization_config', None)
+    method = entry.get('quant_method', '') if isinstance(entry, dict) else getattr(entry, 'quant_method', '')
+    dense = all(p.is_floating_point() and p.element_size() > 1 for p in parameters)
+    if dense and str(getattr(method, 'value', method)) == 'gguf':
+        del model.config.quantization_config
+        for left in ('hf_quantizer', 'quantization_method', 'is_quantized'):
+            model.__dict__.pop(left, None)
+    try:
+        numbers = renumber_layers(model, layers)
+    except ValueError as e:
+        raise ValueError(f'{name}: {e}') from None
+    if numbers:
+        first = ', '.join(map(str, numbers[:8])) + ', ...' * (len(numbers) > 8)
+        now = f'they are 0 to {len(numbers) - 1} now, and the config counts them'
+        warnings.warn(
+            f'{name}: layers were removed by hand; those that stay were numbered {first}: {now}', stacklevel=4
+        )
+
 # %% ../../nbs/models/architecture.ipynb #f0e4f608
 @dataclass(repr=False)
 class LVLM:
@@ -350,6 +444,7 @@ class LVLM:
             name = self.name or 'this model'
             raise ValueError(f'the plan of {name} has no shares: it was written in old words, so prune again')
         self.architecture = self.architecture or find_architecture(self.model)
+        _mend(self.model, self.layers, self.name or 'this model')
         if self.tokenizer is None:
             self.tokenizer = getattr(self.processor, 'tokenizer', None)
 
@@ -390,6 +485,18 @@ class LVLM:
 
     def _repr_markdown_(self) -> str:
         return '\n'.join(f'- **{label}**: {text}' for label, text in self._facts())
+
+# %% ../../nbs/models/architecture.ipynb #c0de0215
+def check_lvlm(
+    lvlm: object,  # What was given as a model
+    role: str = 'model',  # What it is there for, such as 'teacher'
+) -> LVLM:  # The same model
+    "The model, if it is one; ValueError that says how to get one otherwise."
+    if isinstance(lvlm, LVLM):
+        return lvlm
+    if isinstance(lvlm, (str, Path)):
+        raise ValueError(f'a {role} is loaded first: give load_lvlm({str(lvlm)!r}), not the name alone')
+    raise ValueError(f'a {role} is what load_lvlm gives, not a {type(lvlm).__name__}')
 
 # %% ../../nbs/models/architecture.ipynb #92b1d3f2
 PARAMETER_PARTS = dict(

@@ -161,7 +161,7 @@ def _number_range(numbers):
         return f'{{{first}-{last}}}'
     return f'{{{",".join(map(str, numbers))}}}'
 
-
+# %% ../../nbs/models/conversion.ipynb #e0f96aa6
 def _group_names(names):
     "Sorted names; those that differ only in the first number of a layer as one"
     groups = {}

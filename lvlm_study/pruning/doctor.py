@@ -6,27 +6,50 @@
 __all__ = ['PICKLE_SUFFIXES', 'doctor']
 
 # %% ../../nbs/pruning/doctor.ipynb #aa2ca1af
+import json
 from pathlib import Path
+import jinja2
 import pandas as pd
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers.utils.chat_template_utils import _compile_jinja_template
 from ..models.architecture import parameter_sizes
-from ..models.loading import generate_greedy, is_heterogeneous, load_lvlm
+from ..models.loading import MissingProcessor, generate_greedy, is_heterogeneous, load_lvlm, read_config
+from ..models.older_layout import releases_that_read
 from ..models.safetensors_files import read_header, refuse_unprunable, weight_files
-from .plan import Plan, groups_per_layer
+from .plan import Plan, engine_multiple, groups_per_layer
 
 # %% ../../nbs/pruning/doctor.ipynb #ef5ad9fe
 PICKLE_SUFFIXES = ('.bin', '.pt', '.pth', '.pkl', '.ckpt', '.pickle')
 
 
+def _damaged_texts(folder):
+    "Which JSON files and templates of a folder cannot be read, with the reason; '' where all can."
+    damaged = []
+    for path in sorted(folder.glob('*.json')) + sorted(folder.glob('*.jinja')):
+        try:
+            text = path.read_text(encoding='utf-8')
+            if path.suffix == '.json':
+                json.loads(text)
+            else:
+                _compile_jinja_template(text)
+        except (ValueError, jinja2.TemplateError) as e:
+            damaged.append(f'{path.name}: {" ".join(str(e).split())[:80]}')
+    return '; '.join(damaged)
+
+
 def _file_checks(folder):
-    "Checks that need the file names only: (name, passed, detail)."
+    "Checks that need the file names only: (name, passed, detail); the first one alone where there is no checkpoint."
     files = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
     pickles = [f for f in files if f.endswith(PICKLE_SUFFIXES)]
-    yield 'is a checkpoint folder', 'config.json' in files, folder.name
+    detail = folder.name if folder.is_dir() else f'{folder.name or folder} is no folder'
+    yield 'is a checkpoint folder', 'config.json' in files, detail
+    if not folder.is_dir():
+        return
     yield 'is finished', folder.suffix != '.partial', ''
     yield 'holds no pickle', not pickles, ', '.join(pickles)
     yield 'needs no code of its own', not any(f.endswith('.py') for f in files), ''
+    damaged = _damaged_texts(folder)
+    yield 'its small files can be read', not damaged, damaged
 
 # %% ../../nbs/pruning/doctor.ipynb #19158908
 def _probe_batch(model):
@@ -47,8 +70,7 @@ def _refusal_check(load):
 
 def _stock_check(folder, dtype, want):
     "What plain transformers makes of a folder: (name, passed, detail)."
-    config = AutoConfig.from_pretrained(folder)
-    auto = AutoModelForImageTextToText if hasattr(config, 'vision_config') else AutoModelForCausalLM
+    config, auto = read_config(folder)
 
     def load():
         return auto.from_pretrained(folder, dtype=dtype, use_safetensors=True).eval()
@@ -60,52 +82,82 @@ def _stock_check(folder, dtype, want):
     return 'plain transformers gives the same logits', difference == 0, f'largest difference {difference:.1g}'
 
 # %% ../../nbs/pruning/doctor.ipynb #a5aa3c81
-def _shape_checks(lvlm):
+def _shape_checks(lvlm, engine=''):
     "Whether config, layer numbers, widths and plan agree with the model: (name, passed, detail)."
+    wanted = engine_multiple(engine) if engine else 0
     text, num_layers = lvlm.config.get_text_config(), len(lvlm.layers)
     numbers = {m.layer_idx for layer in lvlm.layers for m in layer.modules() if hasattr(m, 'layer_idx')}
     yield 'layers are numbered 0, 1, 2, ...', sorted(numbers) == list(range(num_layers)), f'{num_layers} layers'
     yield 'the config says how many layers there are', text.num_hidden_layers == num_layers, ''
+    if lvlm.tokenizer is not None and not isinstance(lvlm.tokenizer, MissingProcessor):
+        last, rows = max(lvlm.tokenizer.get_vocab().values()), lvlm.part('embed').weight.shape[0]
+        yield 'every token has an embedding', last < rows, f'last token {last:,}, {rows:,} embeddings'
     sizes = parameter_sizes(lvlm)
     widths = groups_per_layer(sizes, 'mlp_channels')
     multiple = next(m for m in (256, 64, 32, 8, 1) if not any(w % m for w in widths))
-    aligned = all(w % 8 == 0 or w < 2048 for w in widths)
-    yield 'MLP widths are aligned', aligned, f'{min(widths):,} to {max(widths):,}, multiples of {multiple}'
+    aligned = all(w % (wanted or 8) == 0 or not wanted and w < 2048 for w in widths)
+    name = f'MLP widths are aligned for {engine}' if engine else 'MLP widths are aligned'
+    yield name, aligned, f'{min(widths):,} to {max(widths):,}, multiples of {multiple}'
     if lvlm.plan:
         total = sizes['total']
         exact = total == Plan.from_json(lvlm.plan).remaining['parameters']
         yield 'the plan accounts for every parameter', exact, f'{total:,}'
 
+# %% ../../nbs/pruning/doctor.ipynb #c0de0621
+def _left_padded(batch, fewer=8):
+    "The prompt, and below it the same one without its first tokens, padded on the left."
+    ids = batch['input_ids']
+    short = torch.cat([ids[:, -1:].expand(1, fewer), ids[:, :-fewer]], 1)
+    mask = torch.ones_like(short)
+    mask[:, :fewer] = 0
+    return dict(input_ids=torch.cat([ids, short]), attention_mask=torch.cat([torch.ones_like(ids), mask]))
+
+# %% ../../nbs/pruning/doctor.ipynb #c893f3ef
+def _generation_checks(lvlm, batch):
+    "Whether greedy words hang on the cache or on the padding, for weights in float32: (name, passed, detail)."
+    words = generate_greedy(lvlm, batch)
+    same = torch.equal(words, generate_greedy(lvlm, batch, cache=False))
+    yield 'cached and uncached generation agree', same, '20 tokens in float32'
+    if lvlm.config.model_type == 'paligemma':  # It reads a prompt in both directions, and never text alone
+        return
+    padded = generate_greedy(lvlm, _left_padded(batch))
+    short = {name: tensor[:, :-8] for name, tensor in batch.items()}
+    alone = torch.cat([words, generate_greedy(lvlm, short)])
+    yield 'a left-padded batch gives what its prompts give alone', torch.equal(padded, alone), '2 prompts in float32'
+
 # %% ../../nbs/pruning/doctor.ipynb #7b262172
 @torch.inference_mode()
-def _model_checks(folder):
+def _model_checks(folder, engine=''):
     "Checks that need the model, which is gone from memory before plain transformers loads it."
     lvlm = load_lvlm(folder)
     batch = _probe_batch(lvlm.model)
-    want = lvlm.model(**batch).logits
-    same = torch.equal(generate_greedy(lvlm, batch), generate_greedy(lvlm, batch, cache=False))
-    rows = [
-        ('all logits are finite', bool(want.isfinite().all()), ''),
-        ('cached and uncached generation agree', same, '20 tokens'),
-        *_shape_checks(lvlm),
-    ]
-    dtype = lvlm.model.dtype
+    dtype, want = lvlm.model.dtype, lvlm.model(**batch).logits
+    rows = [('all logits are finite', bool(want.isfinite().all()), ''), *_shape_checks(lvlm, engine)]
+    lvlm.model.float()
+    rows[1:1] = _generation_checks(lvlm, batch)
     del lvlm
     return [_stock_check(folder, dtype, want), *rows]
 
 # %% ../../nbs/pruning/doctor.ipynb #d85b7bea
 def doctor(
     folder: Path | str,  # A checkpoint folder, pruned or not
+    engine: str = '',  # Engine whose widths are asked for, of `ENGINE_MULTIPLES`; '': widths of 8 above 2,048
 ) -> pd.DataFrame:  # Columns check, ok, detail; sound if all of `ok` are True
     "Examine a checkpoint folder: its files, what the model in it does, and whether plain transformers loads it."
+    if not isinstance(folder, (str, Path)):
+        raise ValueError(f'doctor examines a folder: give its path, not a {type(folder).__name__}')
     folder = Path(folder)
+    if engine:
+        engine_multiple(engine)
     rows = list(_file_checks(folder))
     try:
-        refuse_unprunable(folder)
+        if folder.is_dir():
+            refuse_unprunable(folder)
         if (folder / 'config.json').is_file():
             tensors = sum(len(read_header(file)) for file in weight_files(folder))
             rows.append(('the weights are complete', True, f'{tensors} tensors'))
-            rows += _model_checks(folder)
+            rows.append(('transformers reads it', True, releases_that_read(folder)))
+            rows += _model_checks(folder, engine)
     except Exception as e:
-        rows.append(('loads and runs', False, str(e).splitlines()[0]))
+        rows.append(('loads and runs', False, (str(e) or type(e).__name__).splitlines()[0]))
     return pd.DataFrame(rows, columns=['check', 'ok', 'detail'])

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LAYER_CHOICES', 'LAYER_CHOICE_LABELS', 'choose_lowest', 'choose_last', 'choose_span', 'choose_random', 'best_span',
-           'removal_order', 'layer_plan', 'plot_layer_strip', 'plot_layer_choices', 'plot_retention_curve',
-           'draw_retention_curves', 'plot_abilities', 'layer_card']
+           'removal_order', 'sink_notes', 'layer_plan', 'plot_layer_strip', 'plot_layer_choices',
+           'plot_retention_curve', 'draw_retention_curves', 'plot_abilities', 'layer_card']
 
 # %% ../../nbs/pruning/layer_pruning.ipynb #1622bd79
 import random
@@ -19,7 +19,8 @@ from matplotlib.figure import Figure
 from ..core.plotting import COLORS
 from ..evaluation.results import BENCHMARK_ORDER, PAPER_FAMILIES, nearest_run, paper_retention_curve
 from ..evaluation.results import retention_curve
-from ..importance.importance import Scores
+from ..importance.attention_sink import sink_layers
+from ..importance.importance import Scores, check_scores, refuse_not_finite
 from .plan import Plan, make_plan, nearest_layers, plot_ratio_meter
 
 # %% ../../nbs/pruning/layer_pruning.ipynb #fe3b890b
@@ -91,6 +92,16 @@ def _checked_order(order, n):
     raise ValueError(f'an order names at least {n - 1} of the layers 0 to {n - 1}, each once, not {order}')
 
 
+def _check_finite(scores, how, order):
+    "ValueError where scores that would rank layers are no numbers."
+    used = {'bi': 'bi', 'span': 'bi'}.get(how, how)
+    ranking = {
+        (kind, used): getattr(scores, kind)[used] for kind in ('layers', 'spans') if used in getattr(scores, kind)
+    }
+    if order is None and how not in scores.orders:
+        refuse_not_finite(ranking, scores.settings.get('dtype', 'an unknown type'))
+
+
 def _stored_order(scores, how):
     "The order of that name, or the layers by a stored criterion, lowest first; ValueError where neither is stored."
     if how in scores.orders:
@@ -114,6 +125,7 @@ def removal_order(
     order: Sequence[int] | None = None,  # Layers in the order in which they go; if given, `how` is not asked
 ) -> Callable[[int], list]:  # k -> numbers of the k layers that go
     "Which layers go first, by any way of choosing; ValueError for an unknown way and for an order that is incomplete."
+    _check_finite(scores, how, order)
     if order is None and how in LAYER_CHOICES:
         return partial(LAYER_CHOICES[how], scores, seed=seed)
     if order is None and how in scores.spans:
@@ -126,6 +138,23 @@ def removal_order(
 
     return first
 
+# %% ../../nbs/pruning/layer_pruning.ipynb #5e300002
+def sink_notes(
+    scores: Scores,  # Scores of the original; without 'bi' and 'bi_max' nothing is said
+    removed: Sequence[int],  # Numbers of the layers that go
+) -> tuple:  # A sentence for each of them whose work on an attention sink the mean hides
+    "What a plan should know before it takes a layer that writes an attention sink, and what keeping it would cost."
+    if not {'bi', 'bi_max'} <= set(scores.layers):
+        return ()
+    mean_L, max_L = scores.layers['bi'], scores.layers['bi_max']
+    hidden = sink_layers(mean_L, max_L)
+    others = sorted((float(mean_L[i]), i) for i in range(len(mean_L)) if i not in {*removed, *hidden})
+    return tuple(
+        f'Layer {i} works on an attention sink (Block Influence {max_L[i]:.2f} there, {mean_L[i]:.3f} on average); '
+        f'to keep it, layer {other} would go instead, with {influence:.3f} on average.'
+        for i, (influence, other) in zip([i for i in removed if i in hidden], others)
+    )
+
 # %% ../../nbs/pruning/layer_pruning.ipynb #7ed90358
 def layer_plan(
     scores: Scores,  # Scores of the original
@@ -134,15 +163,18 @@ def layer_plan(
     tolerance: float | None = None,  # Largest miss of the ratio allowed, as a share; None: any
     seed: int = 0,  # Seed of the way 'random'
     order: Sequence[int] | None = None,  # Layers in the order in which they go, as from `iterative_influence`
+    guard: bool = True,  # Note where a layer goes that works on an attention sink? Which layers go does not change
 ) -> Plan:
     """The plan that removes whole layers and comes nearest to `ratio`.
 
     ValueError for a ratio outside of 0 to 1, for an unknown way to choose, and beyond `tolerance`, where it names the
     neighboring ratios that layers can give."""
-    choose = removal_order(scores, how, seed, order)
+    choose = removal_order(check_scores(scores), how, seed, order)
     layers = nearest_layers(scores.sizes, choose, ratio, tolerance)
     name = 'given order' if order is not None and how == 'bi' else how
-    return make_plan(scores.sizes, layers, ratio, method=f'layer ({name})', model=scores.model)
+    removed = [i for i in range(len(scores.sizes['layers'])) if i not in layers]
+    notes = sink_notes(scores, removed) if guard else ()
+    return make_plan(scores.sizes, layers, ratio, method=f'layer ({name})', model=scores.model, notes=notes)
 
 # %% ../../nbs/pruning/layer_pruning.ipynb #301141e0
 def plot_layer_strip(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TEXT_ONLY_TYPES', 'reinit_weights', 'last_hidden_states', 'zero_pruned', 'check_roundtrip', 'probe_architecture',
-           'model_types', 'probe_metrics', 'model_type_table']
+           'model_types', 'probe_metrics', 'model_type_table', 'checkpoint_table']
 
 # %% ../../nbs/pruning/model_types.ipynb #acab1a6b
 import copy
@@ -202,3 +202,12 @@ def model_type_table() -> pd.DataFrame:  # One row for each type; columns as in 
     rows = {r['run']['model']: r['text'] for r in read_rows('model_types').values() if 'text' in r}
     table = pd.DataFrame({t: rows[t] for t in model_types() if t in rows}).T.rename_axis('type')
     return table[['found', 'num_layers', 'groups', 'layers', 'width', 'why']]
+
+# %% ../../nbs/pruning/model_types.ipynb #1d5a0021
+def checkpoint_table() -> pd.DataFrame:  # One row for each checkpoint; '' where a column does not apply
+    """The stored results of taking tiny checkpoints all the way.
+
+    A cell is 'equal' or 'yes', or a sentence that begins with 'refused'. Columns `training 0` to `generation 2` compare
+    tokens and all other inputs of a sample with so many pictures with what its own processor makes."""
+    rows = {r['run']['model']: r['text'] for r in read_rows('checkpoints').values() if 'text' in r}
+    return pd.DataFrame(rows).T.fillna('').rename_axis('checkpoint').sort_values('processor')

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from fastcore.basics import patch
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MistralConfig, PreTrainedConfig, PreTrainedModel
-from ..models.architecture import Architecture, LVLM, parameter_sizes
+from ..models.architecture import Architecture, LVLM, check_lvlm, parameter_sizes
 from ..models.loading import heterogeneous_layers, is_heterogeneous
 from ..models.safetensors_files import refuse_quantized
 from .plan import Plan, compose_plans, groups_per_layer, make_plan
@@ -389,7 +389,7 @@ def apply_plan(
     """A pruned copy of a model; ValueError for a plan of another model, and where no config can hold the widths.
 
     The plan of the copy is in the numbers of the original, also if `lvlm` was pruned before."""
-    plan = check_plan(lvlm, plan)
+    plan = check_plan(check_lvlm(lvlm), plan)
     a = lvlm.architecture
     config = pruned_config(lvlm.config, a, plan)
     model = meta_model(config, type(lvlm.model))

@@ -196,7 +196,7 @@ def _card_data(results, bare, ratio, model, method):
     d = paper_fractions(family)
     return d[np.isclose(d.ratio, ratio)], f'not measured yet; the paper: {family}, width'
 
-
+# %% ../../nbs/recovery/data_efficiency.ipynb #ba9991c7
 def _by_yardsticks(d, fraction, value):
     "A retention at a fraction, in words, by each yardstick that can be computed."
     row = pd.DataFrame([dict(fraction=fraction + 1e-9, seed=0, retention=value)])  # beside a measured fraction

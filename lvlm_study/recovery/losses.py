@@ -28,9 +28,10 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from tqdm.auto import tqdm
 from ..core.store import default_device
-from ..data.instruction_data import Collator, check_answers, check_label, encode_sample, sample_images
+from ..data.instruction_data import Collator, check_answers, check_label, confirm_ids, encode_sample
+from ..data.instruction_data import sample_images
 from ..models.architecture import LVLM
-from ..models.loading import image_inputs
+from ..models.loading import processed_images, takes_features
 
 # %% ../../nbs/recovery/losses.ipynb #e634ac5b
 def next_labels(
@@ -201,6 +202,7 @@ class Recovery(LossSettings):
     by_length: bool = True  # Put samples of similar length into a batch: less padding
     workers: int = 0  # Processes that prepare batches; only where features are not kept
     bf16: bool = False  # Compute in bfloat16; what is trained stays in float32
+    precision: str = 'plain'  # How products are computed: 'plain', 'float32', 'bfloat16' or 'auto' of `fast_linear`
     gradient_checkpointing: bool = False  # Compute layers twice instead of keeping their activations
     chunk: int = 0  # Tokens whose logits are computed at once; 0: as many as make 16 million logits
     feature_gb: float = 2.0  # Keep the features of all pictures in memory if they take no more
@@ -224,6 +226,7 @@ _CHOICES = dict(
     kd_tokens=('answer', 'all'),
     hidden_tokens=('answer', 'all'),
     schedule=('cosine', 'linear', 'constant'),
+    precision=('plain', 'float32', 'bfloat16', 'auto'),
 )
 _AT_LEAST_0 = tuple(
     'sft_weight kd_weight hidden_weight max_steps weight_decay max_grad_norm lora_dropout max_length '
@@ -343,14 +346,23 @@ def last_states(
     input_ids: torch.Tensor,  # (B, T) token ids
     attention_mask: torch.Tensor,  # (B, T), 0 at padding
     features: torch.Tensor | None = None,  # (N, width of the encoder), for the image tokens in their order
+    images: dict | None = None,  # Or whatever else the model reads, such as pixels: then its own forward pass is run
 ) -> torch.Tensor:  # (B, T, D)
     "Hidden states after the final norm."
+    if images is not None:
+        images = {k: v.to(_vision_dtype(lvlm)) if v.is_floating_point() else v for k, v in images.items()}
+        given = dict(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+        return lvlm.model.base_model(**given, **images).last_hidden_state
     e_BTD = lvlm.part('embed')(input_ids)
     if features is not None:
         image_ND = lvlm.part('projector')(features.to(e_BTD.dtype)).to(e_BTD.dtype)
         is_image_BT = input_ids == lvlm.config.image_token_id
         e_BTD = e_BTD.masked_scatter(is_image_BT[..., None], image_ND)
     return lvlm.part('lm')(inputs_embeds=e_BTD, attention_mask=attention_mask, use_cache=False).last_hidden_state
+
+
+def _vision_dtype(lvlm):
+    return next(lvlm.part('vision').parameters()).dtype
 
 # %% ../../nbs/recovery/losses.ipynb #dd2e1609
 @contextmanager
@@ -430,7 +442,7 @@ class TrainingSamples(torch.utils.data.Dataset):
             raise ValueError('the training set is empty')
         self.collator = Collator(self.lvlm, max_length=self.max_length or None)
         self.encoded, self.broken, self.checked = {}, [], set()  # row -> sample; rows that fail, rows that decode
-        self.token_counts = {}  # size of a picture -> number of its tokens
+        self.picture_texts = {}  # sizes of the pictures of a sample -> the texts that stand for them
         self.texts = [json.dumps(m) for m in check_answers(self.ds)['messages']]
         self.ids = list(map(str, self.ds['id'] if 'id' in self.ds.column_names else range(len(self.ds))))
         for i in range(len(self.ds)):
@@ -440,7 +452,7 @@ class TrainingSamples(torch.utils.data.Dataset):
         else:
             raise ValueError('no picture of the training set decodes')
         size = sum(f.nbytes for *_, f in self.encoded.values() if f is not None)
-        self.keeps_features = size * len(self.ds) <= self.feature_gb * 1e9
+        self.keeps_features = takes_features(self.lvlm) and size * len(self.ds) <= self.feature_gb * 1e9
 
     def __len__(self):
         return len(self.ds)
@@ -475,7 +487,8 @@ def encode(
     "Encode the rows that are not encoded yet; ValueError names a sample whose picture does not decode."
     todo = [i for i in indices if i not in self.encoded and i not in self.broken]
     bar = dict(desc='encoding', unit='sample', unit_scale=chunk, leave=False, disable=not progress)
-    with on_device(default_device(), self.lvlm.part('vision'), self.lvlm.part('projector')):
+    encoders = map(self.lvlm.part, ('vision', 'projector') if takes_features(self.lvlm) else ())
+    with on_device(default_device(), *encoders):
         for k in tqdm(range(0, len(todo), chunk), **bar):
             self._encode_chunk(todo[k : k + chunk])
 
@@ -484,14 +497,19 @@ def encode(
 def _encode_chunk(self: TrainingSamples, indices):
     rows = {i: self._row_or_none(i) for i in indices}
     rows = {i: row for i, row in rows.items() if row is not None}
-    tensors, counts = image_inputs(self.lvlm, [image for row in rows.values() for image in row['images']])
-    features = vision_features(self.lvlm, tensors).cpu().split(counts) if counts else ()
-    features, counts = iter(features), iter(counts)
     for i, row in rows.items():
-        n_tokens = [next(counts) for _ in row['images']]
-        ids, labels = self._encode_text(i, n_tokens, row['messages'])
-        own_features = [next(features) for _ in row['images']]
-        self.encoded[i] = ids, labels, torch.cat(own_features) if own_features else None
+        confirm_ids(self.lvlm, row | dict(id=self.ids[i]))
+    tensors, texts = processed_images(self.lvlm, [row['images'] for row in rows.values()])
+    texts, counts = iter(texts), []
+    for i, row in rows.items():
+        ids, labels = self._encode_text(i, [next(texts) for _ in row['images']], row['messages'])
+        counts.append(ids.count(getattr(self.lvlm.config, 'image_token_id', None)))
+        self.encoded[i] = ids, labels, None
+    if not takes_features(self.lvlm) or not sum(counts):
+        return
+    for i, own_features in zip(rows, vision_features(self.lvlm, tensors).cpu().split(counts)):
+        ids, labels, _ = self.encoded[i]
+        self.encoded[i] = ids, labels, own_features.clone() if len(own_features) else None
 
 # %% ../../nbs/recovery/losses.ipynb #3819068c
 @patch
@@ -542,7 +560,7 @@ def _decode(self: TrainingSamples, indices, progress=False):
         decoded = pool.map(self._sizes_or_none, todo)
         for i, sizes in zip(todo, tqdm(decoded, **bar)):
             if sizes is not None:
-                self._encode_text(i, [self._token_count(size) for size in sizes], json.loads(self.texts[i]))
+                self._encode_text(i, self._picture_texts(tuple(sizes)), json.loads(self.texts[i]))
             self.checked.add(i)
 
 
@@ -553,13 +571,13 @@ def _sizes_or_none(self: TrainingSamples, i):
 
 
 @patch
-def _token_count(self: TrainingSamples, size):
-    "Number of tokens of a picture of this size; a bare mark where no length is given that could cut through it."
+def _picture_texts(self: TrainingSamples, sizes):
+    "What stands for pictures of these sizes; bare marks where no length is given that could cut through them."
     if not self.max_length:
-        return '<image>'
-    if size not in self.token_counts:
-        self.token_counts[size] = image_inputs(self.lvlm, [Image.new('RGB', size)])[1][0]
-    return self.token_counts[size]
+        return ['<image>'] * len(sizes)
+    if sizes not in self.picture_texts:
+        self.picture_texts[sizes] = processed_images(self.lvlm, [[Image.new('RGB', size) for size in sizes]])[1]
+    return self.picture_texts[sizes]
 
 # %% ../../nbs/recovery/losses.ipynb #e41bcff2
 @patch
@@ -603,13 +621,13 @@ class DistillationModel(nn.Module):
         attention_mask: torch.Tensor,  # (B, T), 0 at padding
         labels: torch.Tensor,  # (B, T), -100 but for answers
         features: torch.Tensor | None = None,  # (N, width of the encoder) as from `vision_features`, for both models
-        images: dict | None = None,  # Or the pictures as tensors, which are then encoded here
+        images: dict | None = None,  # Or the pictures as tensors, and what else the models read besides tokens
         cached: dict | None = None,  # What a teacher cache holds for this batch, one row an answer token
     ) -> dict:  # Name of each loss -> its sum over its tokens
         "The sum of each loss that has a weight; the trainer divides it by the number of tokens."
-        if images:
-            features = vision_features(self.student, images)
-        given = dict(input_ids=input_ids, attention_mask=attention_mask, features=features)
+        if images is not None and takes_features(self.student):
+            features, images = vision_features(self.student, images) if images else None, None
+        given = dict(input_ids=input_ids, attention_mask=attention_mask, features=features, images=images)
         with capture_states(self.student, [i for i, _ in self.layer_pairs]) as student_states:
             h_BTD = last_states(self.student, **given)
         teacher_BTD, pairs = None, []

@@ -21,7 +21,7 @@ import time
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -41,15 +41,17 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from transformers.integrations import is_tensorboard_available, is_wandb_available
 from ..core.store import atomic_write, seed_all
 from ..data.instruction_data import nested_subset
-from ..models.architecture import LVLM
+from ..models.architecture import LVLM, check_lvlm
+from ..models.linear_speed import fast_linear
 from ..models.loading import fingerprint, load_lvlm, save_lvlm, source_folders
-from ..models.safetensors_files import refuse_overlap
+from ..models.safetensors_files import read_json, refuse_overlap
 from .losses import DistillationModel, OLD_SETTINGS, Recovery, TRAINABLE, TrainingSamples
 from .losses import matched_layers, on_device, recovery_settings
 from .teacher_cache import CachedTeacherDataset, TeacherCache, vocabulary_fingerprint
 
 # %% ../../nbs/recovery/recovery.ipynb #5f1a9c20
 from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 
 # %% ../../nbs/recovery/recovery.ipynb #bee6b42b
 def trained_names(
@@ -112,13 +114,26 @@ def prepare_student(
     return lvlm, peft
 
 # %% ../../nbs/recovery/recovery.ipynb #d48c5df5
+def _merge_in_float32(model):
+    "In place: adapters are added to their maps in float32, so that a weight of 16 bits is rounded once."
+    for module in model.modules():
+        if isinstance(module, BaseTunerLayer):
+            weight = module.get_base_layer().weight
+            dtype = weight.dtype
+            weight.data = weight.data.float()
+            module.merge()
+            weight.data = weight.data.to(dtype)
+
+
 def merge_adapters(
     lvlm: LVLM,  # The copy from `prepare_student`, after training
     peft: PeftModel | None,  # peft's view of it, or None
     student: LVLM,  # The model that was copied
 ) -> LVLM:  # Plain modules, in eval mode
-    "The recovered model: adapters merged, precision and flags of each parameter as in the student."
-    model = peft.merge_and_unload() if peft else lvlm.model
+    "The recovered model: adapters merged in float32, precision and flags of each parameter as in the student."
+    if peft:
+        _merge_in_float32(peft)
+    model = peft.unload() if peft else lvlm.model
     originals = dict(student.model.named_parameters())
     for n, p in model.named_parameters():
         p.data = p.data.to(originals[n].device, originals[n].dtype)
@@ -485,7 +500,7 @@ _CHANGES_NO_WEIGHT = set('chunk feature_gb save_every log_every check_every work
 
 def _read_settings(folder):
     "What `settings.json` says; ValueError where it is of an earlier version or of something else."
-    about = json.loads((folder / 'settings.json').read_text())
+    about = read_json(folder / 'settings.json')
     if 'settings' not in about:
         raise ValueError(f'{folder.name} is in use and holds no recovery: choose another folder')
     for name in about['settings']:
@@ -656,11 +671,13 @@ def _train(student, samples, indices, s, teacher, args, check, callbacks, progre
     args.ddp_find_unused_parameters = not all('<image>' in samples.texts[i] for i in indices)
     bar = _ProgressBar(s)
     callbacks = [bar] * progress + [_Check(check, lvlm, s.check_every)] * bool(check) + list(callbacks)
-    with on_device(args.device, live_teacher.model if live_teacher else None):
+    with on_device(args.device, live_teacher.model if live_teacher else None), ExitStack() as stack:
         step, ordered = DistillationModel(lvlm, s, live_teacher), torch.utils.data.Subset(data, order)
         trainer = RecoveryTrainer(s, step, args, data.collate, ordered, callbacks=callbacks)
         for c in callbacks:
             c.trainer = trainer
+        models = [lvlm.model, live_teacher.model if live_teacher else None]
+        stack.enter_context(fast_linear(*models, precision=s.precision))
         checkpoint = last_checkpoint(args.output_dir)
         try:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -688,7 +705,10 @@ def recover(
     "Train a pruned model; ValueError in one sentence, before anything is trained, where something does not fit."
     if os.environ.get('ACCELERATE_USE_FSDP', '').lower() == 'true':
         raise ValueError('recovery keeps the whole model in each process: launch it without FSDP')
+    if not isinstance(recipe, (str, Recovery)):
+        raise ValueError(f'a recipe is a name such as sft+hidden, or a Recovery, not {recipe!r}')
     s = recovery_settings(recipe, trainable=trainable, fraction=fraction, seed=seed, **changes)
+    check_lvlm(student, 'student')
     given = isinstance(train, TrainingSamples)
     if not given and not hasattr(train, 'column_names'):
         kind = type(train).__name__

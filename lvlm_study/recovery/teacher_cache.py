@@ -20,8 +20,9 @@ from safetensors.torch import save_file
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 from ..core.store import atomic_write, default_device
-from ..models.architecture import LVLM
-from ..models.loading import fingerprint
+from ..models.architecture import LVLM, check_lvlm
+from ..models.loading import fingerprint, source_folders, takes_features
+from ..models.safetensors_files import refuse_overlap
 from .losses import TrainingSamples, last_states, next_labels, on_device, topk_logits
 
 # %% ../../nbs/recovery/teacher_cache.ipynb #79236624
@@ -112,7 +113,7 @@ def missing(
 @torch.no_grad()
 def teacher_outputs(
     teacher: LVLM,  # The original model
-    samples: TrainingSamples,  # A training set that keeps its features
+    samples: TrainingSamples,  # A training set
     indices: Sequence[int],  # The rows of one batch
     top: int,  # Words to keep a token
     temperature: float,  # Temperature of the distillation to come
@@ -120,9 +121,11 @@ def teacher_outputs(
 ) -> dict:  # top, ids, rest, hidden: a row an answer token; counts: answer tokens of each sample
     "What a teacher cache stores for one batch."
     batch = samples.collate([samples[i] for i in indices])
+    images = {k: v.to(teacher.device) for k, v in batch.pop('images', {}).items()}
     batch = {k: v.to(teacher.device) for k, v in batch.items()}
     on_BT = next_labels(batch['labels']) != -100
-    h_ND = last_states(teacher, batch['input_ids'], batch['attention_mask'], batch.get('features'))[on_BT]
+    given = dict(images=images) if not samples.keeps_features else dict(features=batch.get('features'))
+    h_ND = last_states(teacher, batch['input_ids'], batch['attention_mask'], **given)[on_BT]
     top_NK, ids_NK, rest_N = topk_logits(teacher.part('head')(h_ND), top, temperature)
     return dict(top=top_NK.to(dtype), ids=ids_NK.int(), rest=rest_N.float(), hidden=h_ND.to(dtype), counts=on_BT.sum(1))
 
@@ -170,12 +173,14 @@ def cache_teacher(
     progress: bool = True,  # Show a bar while the teacher runs?
 ) -> TeacherCache:  # With all that is in the folder
     "Write a teacher's outputs at all answer tokens; called again after a kill, it goes on with the missing samples."
+    check_lvlm(teacher, 'teacher')
+    refuse_overlap(folder, source_folders(teacher))
     folder, vocab_size = Path(folder), teacher.part('head').weight.shape[0]
     if not 0 < top < vocab_size:
         raise ValueError(f'top lies between 1 and {vocab_size - 1:,}, one less than there are words, not {top}')
     if not temperature > 0:
         raise ValueError(f'temperature must be above 0, not {temperature}')
-    if not samples.keeps_features:
+    if takes_features(teacher) and not samples.keeps_features:
         raise ValueError('the features of all pictures must fit into memory: raise feature_gb, or use a smaller set')
     about = dict(model=teacher.name, teacher=fingerprint(teacher), vocabulary=vocabulary_fingerprint(teacher.tokenizer))
     about |= dict(vocab_size=vocab_size, hidden_size=teacher.architecture.hidden_size)

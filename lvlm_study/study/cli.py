@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RENAMED_OPTIONS', 'ACTIONS', 'read_data', 'claim_output', 'result_lines', 'refuse_words', 'cli_command',
            'parse_criteria', 'lvlm_score', 'plan_from_options', 'lvlm_prune', 'lvlm_recover', 'lvlm_evaluate',
-           'examine_folder', 'lvlm_doctor', 'parse_shard', 'parse_seeds', 'study_command']
+           'examine_folder', 'lvlm_doctor', 'lvlm_export', 'parse_shard', 'parse_seeds', 'study_command']
 
 # %% ../../nbs/study/cli.ipynb #3a1890c7
 import functools
@@ -26,27 +26,38 @@ from ..core.store import default_device
 from ..data.instruction_data import load_llava_json
 from ..data.toy_benchmarks import instructions
 from ..efficiency.costs import estimate_cost, estimate_recovery, load_meta, mean_tokens, parse_dtype, take_rows
-from ..efficiency.engines import engine_rules
+from ..efficiency.engines import check_engine, engine_rules, export, export_path
 from ..evaluation.benchmarks import SUITES, open_suite
-from ..evaluation.evaluate import evaluate, question_table, read_records, take_per_benchmark
+from ..evaluation.evaluate import evaluate, question_table, read_records, records_origin, take_per_benchmark
+from ..evaluation.grading import check_rule
 from ..evaluation.statistics import average_score, benchmark_table, paired_retention
+from ..importance.calibration import readable_samples
 from ..importance.importance import CRITERION_NEEDS, Scores, refuse_not_finite, score
-from ..models.loading import load_lvlm, original_layout, save_lvlm
-from ..models.safetensors_files import kept_aside, refuse_overlap
+from ..models.loading import check_placement, load_lvlm, original_layout, save_lvlm
+from ..models.safetensors_files import kept_aside, refuse_foreign_folder, refuse_overlap
 from ..models.study_models import STUDY_MODELS_FOLDER, study_models
-from ..pruning.checkpoint import prune_checkpoint
+from ..pruning.checkpoint import check_pruning, prune_checkpoint
 from ..pruning.doctor import doctor
+from ..pruning.folder_repair import repair_folder
 from ..pruning.layer_pruning import layer_plan
 from ..pruning.plan import Plan, plan_card
-from ..pruning.surgery import apply_plan
+from ..pruning.repair import repair as repair_model
+from ..pruning.surgery import apply_plan, check_plan
 from ..pruning.width_pruning import width_plan
 from ..recovery.losses import LARGE_MODEL_SETTINGS, recovery_settings
 from ..recovery.recovery import recover
+from .guide import recommend
+from .html_report import check_report, next_command, read_curves, report_html, write_report
 from .report import compare_results, draw_study, summary_table, summary_text
+from .ray_engine import run_with_ray
 from .runner import run_all, run_grid
 
 # %% ../../nbs/study/cli.ipynb #2e90c1f5
+import os
+import warnings
+from contextlib import contextmanager
 from operator import itemgetter
+import fastcore.script
 
 # %% ../../nbs/study/cli.ipynb #cf84dcbb
 def _source(model):
@@ -75,6 +86,12 @@ def read_data(
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as e:
         raise ValueError(f"{path.name} is no list of conversations in LLaVA's form: {type(e).__name__} {e}") from None
 
+# %% ../../nbs/study/cli.ipynb #fa017e01
+def _calibration_rows(data, images, skip, n):
+    "The first `n` samples (0: all); with `skip` the first that can be read, pictures and all."
+    rows = read_data(data, images, skip)
+    return readable_samples(rows, take_rows(rows, n).num_rows) if skip else take_rows(rows, n)
+
 # %% ../../nbs/study/cli.ipynb #b4c1b9d5
 def claim_output(
     path: str | Path,  # File or folder that is to be written
@@ -88,9 +105,7 @@ def claim_output(
         raise FileExistsError(f'{path.name} exists already: choose another place, or say --force')
     if path.is_file():
         return path
-    known = ('config.json', 'settings.json', 'job.json')
-    if any(path.iterdir()) and not any((path / name).exists() for name in known):
-        raise FileExistsError(f'{path.name} is a folder that no command here has written: remove it yourself')
+    refuse_foreign_folder(path)
     return path
 
 # %% ../../nbs/study/cli.ipynb #b4c1b9d6
@@ -108,6 +123,14 @@ def _check_outputs(outputs, force, model, data='', *others):
         refuse_overlap(out, [_source(model), '' if data == 'small' else data, *others])
         if force:
             claim_output(out, True)
+
+# %% ../../nbs/study/cli.ipynb #c0de0662
+def _check_numbers(dtype='', device='', **counts):
+    "ValueError for an unknown type or device, and for a count below 1."
+    check_placement(parse_dtype(dtype), device or None)
+    for name, n in counts.items():
+        if n < 1:
+            raise ValueError(f'{name} is a whole number from 1 on, not {n}')
 
 # %% ../../nbs/study/cli.ipynb #0dd27a65
 def _short(value):
@@ -152,6 +175,47 @@ def _leave(name, status, sentence):
     print(f'{name}: {sentence}', file=sys.stderr)
     sys.exit(status)
 
+# %% ../../nbs/study/cli.ipynb #c0de0660
+@contextmanager
+def _one_sentence(name):
+    "Whatever goes wrong inside `with` ends the command in one sentence; LVLM_TRACEBACK=1 shows where it was raised."
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = partial(_show_warning, name)
+            yield
+    except KeyboardInterrupt:
+        _leave(name, 130, 'stopped')
+    except torch.OutOfMemoryError:
+        advice = 'try a smaller --batch_size, --dtype bfloat16, or --device cpu'
+        _leave(name, 2, f'the memory of the device is full: {advice}')
+    except (ValueError, OSError, FloatingPointError) as e:
+        _leave(name, 2, (str(e) or type(e).__name__).splitlines()[0])
+    except Exception as e:  # what other libraries raise
+        if os.environ.get('LVLM_TRACEBACK'):
+            raise
+        _leave(name, 2, f'{type(e).__name__}: {" ".join(str(e).split())[:300]}')
+
+
+def _show_warning(name, message, category, filename, lineno, file=None, line=None):
+    "Our own warnings in one line on standard error; deprecations inside libraries are not for users."
+    if issubclass(category, UserWarning):
+        print(f'{name}: {" ".join(str(message).split())}', file=sys.stderr)
+
+
+def _plain_parser(func, prog=None):
+    "The parser of a command; what it refuses is one sentence, without the usage before it."
+    parser = fastcore.script.anno_parser.__wrapped__(func, prog)
+    if hasattr(func, 'command_name'):
+        parser.error = partial(_leave, func.command_name, 2)
+    return parser
+
+
+if not hasattr(fastcore.script.anno_parser, '__wrapped__'):
+    fastcore.script.anno_parser = functools.wraps(fastcore.script.anno_parser)(_plain_parser)
+
 # %% ../../nbs/study/cli.ipynb #b5df1828
 def cli_command(
     fn: Callable[..., dict],  # Returns plain data; an entry 'ok' of False means status 1
@@ -166,22 +230,15 @@ def cli_command(
     def run(*args, **options):
         if not is_cli(command):
             return fn(*args, **options)
-        transformers.logging.set_verbosity_error()
-        transformers.logging.disable_progress_bar()
-        datasets.disable_progress_bars()
-        try:
+        with _one_sentence(name):
             refuse_words(sys.argv[1:])
             result = fn(*args, **options)
-        except KeyboardInterrupt:
-            _leave(name, 130, 'stopped')
-        except torch.OutOfMemoryError:
-            advice = 'try a smaller --batch_size, --dtype bfloat16, or --device cpu'
-            _leave(name, 2, f'the memory of the device is full: {advice}')
-        except (ValueError, OSError, FloatingPointError) as e:
-            _leave(name, 2, (str(e) or type(e).__name__).splitlines()[0])
+            following = next_command(name, options, result)
+            result = result | (dict(next=following) if following else {})
         print(json.dumps(result, indent=1) if options.get('json') else show(result))
         return int(result.get('ok') is False)
 
+    run.command_name = name
     command = call_parse(run, nested=True)  # nested: words that it does not know stay in sys.argv
     return command
 
@@ -203,6 +260,8 @@ def parse_criteria(
 ) -> list[str]:  # Such as ['bi', 'taylor']
     "Names of criteria; ValueError for one that does not exist."
     names = [word.strip() for word in text.split(',') if word.strip()]
+    if not names:
+        raise ValueError(f'no criterion is named: choose from {", ".join(CRITERION_NEEDS)}')
     for name in names:
         if name not in CRITERION_NEEDS:
             raise ValueError(f'unknown criterion {name!r}: choose from {", ".join(CRITERION_NEEDS)}')
@@ -216,7 +275,7 @@ def lvlm_score(
     data: str = 'small',  # Calibration set: small, or a JSON file in LLaVA's form
     images: str = '',  # Folder of its pictures; empty: beside the file
     samples: int = 50,  # Only the first so many samples; 0: all
-    criteria: str = 'bi,taylor',  # With commas: bi, angular, taylor, taylor2, activation, wanda, loss, l1, l2, random
+    criteria: str = 'bi,taylor',  # Of: bi, bi_max, angular, taylor, taylor2, activation, wanda, loss, l1, l2, random
     batch_size: int = 16,  # Samples a forward pass
     tokens: bool = False,  # Score image, question and answer tokens apart as well
     dtype: str = '',  # float32, bfloat16 or float16; empty: as stored
@@ -230,9 +289,10 @@ def lvlm_score(
 
     Example: lvlm_score llava-v1.5-7b scores --data train.json --images pictures"""
     names = parse_criteria(criteria)
+    _check_numbers(dtype, device, batch_size=batch_size)
     outputs = [f'{out}.{ending}' for ending in ('safetensors', 'json', 'parts')]
     _check_outputs(outputs, force, model, data, images)
-    rows = take_rows(read_data(data, images, skip), samples)
+    rows = _calibration_rows(data, images, skip, samples)
     file = f'{Path(out).name}.safetensors'
     if dry_run:
         lvlm = load_meta(model)
@@ -277,13 +337,41 @@ def _plan_summary(plan):
     )
 
 # %% ../../nbs/study/cli.ipynb #06367d31
-def _write_pruned(model, out, plan, dtype, force):
-    "Cut a folder on disk where that is possible; else load the model, cut it and save it."
+def _write_pruned(model, out, plan, dtype, force, samples=None):
+    "Cut a folder on disk where that is possible, else the loaded model; repaired where there are samples for it."
+    folder, progress = _source(model), _show_progress()
+    if original_layout(model) is None and Path(folder).is_dir():
+        again = None
+        if samples is not None:
+            options = dict(calibration=samples, device=default_device(), progress=progress)
+            again = partial(repair_folder, **options)
+        prune_checkpoint(folder, out, plan, force, again)
+        return
+    original = _load(model, dtype, 'cpu')
+    pruned = apply_plan(original, plan)
+    if samples is not None:
+        pruned = repair_model(pruned, original, samples, inplace=True, progress=progress)
+    save_lvlm(pruned, out, force, card=plan_card(plan))
+
+# %% ../../nbs/study/cli.ipynb #c0de0661
+def _check_cut(model, plan):
+    "What `_write_pruned` would refuse, found without reading weights."
     folder = _source(model)
     if original_layout(model) is None and Path(folder).is_dir():
-        prune_checkpoint(folder, out, plan, force)
+        check_pruning(folder, plan)
     else:
-        save_lvlm(apply_plan(_load(model, dtype, 'cpu'), plan), out, force, card=plan_card(plan))
+        check_plan(load_meta(model), plan)
+
+# %% ../../nbs/study/cli.ipynb #04b7f5d4
+def _text_of(path, what):
+    "A text file by its path; FileNotFoundError or ValueError in one sentence otherwise."
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f'{path} is no {what}: there is no file of that name')
+    try:
+        return path.read_text(encoding='utf-8')
+    except UnicodeDecodeError:
+        raise ValueError(f'{path.name} is no {what}: it is no text') from None
 
 # %% ../../nbs/study/cli.ipynb #c39b94e5
 @cli_command
@@ -296,29 +384,61 @@ def lvlm_prune(
     criterion: str = '',  # Of the stored scores; empty: bi for layer, taylor for width
     plan: str = '',  # A plan.json instead of scores and a ratio
     tolerance: float = 0,  # Largest miss of the ratio allowed; 0: take the nearest
+    repair: bool = False,  # Solve the output maps of the layers that stay anew, on calibration samples
+    data: str = 'small',  # Samples for the repair: small, or a JSON file in LLaVA's form
+    images: str = '',  # Folder of their pictures; empty: beside the file
+    samples: int = 128,  # Only the first so many samples; 0: all
+    skip: bool = False,  # Leave out samples that cannot be used; else the first one is an error
     dtype: str = '',  # Original layouts only: float32, bfloat16 or float16; empty: as stored
     dry_run: bool = False,  # Say what would go and how much would be written; write nothing
     force: bool = False,  # Replace the checkpoint that is there
     json: bool = False,  # Print JSON instead of lines
 ) -> dict:  # The plan in numbers, and what was written
-    """Remove a share of the language model and write a checkpoint.
+    """Remove a share of the language model and write a checkpoint, repaired if asked.
 
-    Example: lvlm_prune llava-v1.5-7b pruned --scores scores --ratio .30"""
+    Example: lvlm_prune llava-v1.5-7b pruned --scores scores --ratio .30 --repair --data train.json --images pictures"""
     if bool(scores) == bool(plan):
         raise ValueError('say what goes: either --scores (with --ratio) or --plan')
     stored = [f'{scores}.{ending}' for ending in ('safetensors', 'json')] if scores else [plan]
-    _check_outputs([out], force, model, '', *stored)
+    _check_numbers(dtype)
+    _check_outputs([out], force, model, data if repair else '', *stored, images if repair else '')
     if plan:
-        chosen = Plan.from_json(Path(plan).read_text())
+        chosen = Plan.from_json(_text_of(plan, 'plan'))
     else:
         chosen = plan_from_options(scores, ratio, method, criterion, tolerance)
-    summary = _plan_summary(chosen)
+    summary = _plan_summary(chosen) | (dict(notes=list(chosen.notes)) if chosen.notes else {})
+    rows = _calibration_rows(data, images, skip, samples) if repair else None
     if dry_run:
+        claim_output(out, force)
+        _check_cut(model, chosen)
         disk = next(p for p in Path(out).absolute().parents if p.exists())
         return summary | dict(free_GB=shutil.disk_usage(disk).free / 1e9, would_write=Path(out).name)
     claim_output(out, force)
-    _write_pruned(model, out, chosen, dtype, force)
-    return summary | dict(written=Path(out).name)
+    _write_pruned(model, out, chosen, dtype, force, rows)
+    repaired = dict(repaired_on=len(rows)) if repair else {}
+    return summary | repaired | dict(written=Path(out).name)
+
+# %% ../../nbs/study/cli.ipynb #9a1c0002
+def _plan_of(lvlm):
+    "The plan of a pruned model; None for an original."
+    return Plan.from_json(json.dumps(lvlm.plan)) if lvlm.plan else None
+
+
+def _recovery_page(result, recipe, trainable, following):
+    "The report of a recovery."
+    facts = dict(recipe=recipe, trained=trainable, samples=len(result.indices), seconds=round(result.seconds))
+    title = f'{result.lvlm.name}: recovered'
+    return report_html(title, _plan_of(result.lvlm), result.curves, facts=facts, next_command=following)
+
+# %% ../../nbs/study/cli.ipynb #ecc8c97f
+def _evaluation_page(lvlm, model, table, original, suite, result):
+    "The report of an evaluation; with the original beside it where a base was given."
+    tables = {} if original is None else {'original': original}
+    facts = {k: f'{v:.1f}' for k, v in result.items() if isinstance(v, float)}
+    following = next_command('lvlm_evaluate', dict(model=model, suite=suite), result)
+    curves = read_curves(model) if Path(model).is_dir() else None
+    everything = dict(curves=curves, tables=tables | {'this model': table}, ds=open_suite(suite), facts=facts)
+    return report_html(f'{lvlm.name}: {suite}', _plan_of(lvlm), **everything, next_command=following)
 
 # %% ../../nbs/study/cli.ipynb #4c002ef4
 @cli_command
@@ -345,6 +465,7 @@ def lvlm_recover(
 
     Example: lvlm_recover pruned recovered --teacher llava-v1.5-7b --data train.json --recipe sft+hidden --large"""
     changes = dict(trainable=trainable, fraction=fraction, batch_size=batch_size, epochs=epochs, seed=seed)
+    _check_numbers(dtype)
     settings = recovery_settings(recipe, **changes, skip_broken=skip, **(LARGE_MODEL_SETTINGS if large else {}))
     if settings.needs_teacher and not teacher:
         raise ValueError(f'the recipe {recipe} learns from the original: name it with --teacher')
@@ -361,18 +482,31 @@ def lvlm_recover(
     done = dict(
         samples=len(r.indices), skipped=len(r.skipped), steps=int(r.curves.step.max()), seconds=float(r.seconds)
     )
-    return done | last | dict(written=f'{Path(out).name}/model')
+    page = _recovery_page(r, recipe, trainable, next_command('lvlm_recover', dict(out=out), {}))
+    write_report(Path(out) / 'report.html', page)
+    return done | last | dict(written=f'{Path(out).name}/model', report=f'{Path(out).name}/report.html')
 
 # %% ../../nbs/study/cli.ipynb #6e1f0d27
-def _evaluation_cost(model, suite, limit, dtype, device):
+def _evaluation_cost(model, suite, limit, dtype, device, folder=None):
     "What asking a suite would cost: a forward pass over each question, and one for each new token."
-    ds = open_suite(suite)
+    ds = open_suite(suite, folder)
     table = question_table(ds)
     rows = ds.select(take_per_benchmark(table, limit or None))
     lvlm = load_meta(model)
     new_tokens = table.new_tokens.mean() if 'new_tokens' in table else 12
     passes = 1 + new_tokens / mean_tokens(lvlm, rows)
     return dict(model=lvlm.name, suite=suite, **estimate_cost(lvlm, rows, passes, dtype=dtype, device=device))
+
+# %% ../../nbs/study/cli.ipynb #c0de0663
+def _comparison_note(base, dtype, batch_size):
+    "A note where the base was asked in another type, or in 16 bit by another batch size; nothing where alike."
+    if 'dtype' not in base:
+        return {}
+    same = base['dtype'] == dtype and (dtype == 'float32' or base['batch_size'] == batch_size)
+    if same:
+        return {}
+    asked = f'the base was asked in {base["dtype"]} by {base["batch_size"]}, this model in {dtype} by {batch_size}'
+    return dict(note=f'{asked}: in 16 bit scores depend on both, so ask both alike')
 
 # %% ../../nbs/study/cli.ipynb #303f87ca
 @cli_command
@@ -381,8 +515,10 @@ def lvlm_evaluate(
     suite: str = 'small',  # small, or a benchmark: mmmu, sqa, mathvista, ai2d, mme, pope, docvqa, gqa; nine: all
     records: str = '',  # A parquet file that the answers are kept in
     base: str = '',  # The records of the original: shows retention
+    rule: str = 'published',  # published: the script of each benchmark; lmms-eval: release 0.7.3
+    folder: str = '',  # With the data of real benchmarks; empty: $LVLM_BENCHMARKS, the cache, the hub
     limit: int = 0,  # Questions a benchmark at most; 0: all
-    batch_size: int = 64,  # Questions asked at once
+    batch_size: int = 64,  # Questions asked at once; in 16 bit the answers depend on it
     no_images: bool = False,  # Ask without the pictures
     dtype: str = '',  # float32, bfloat16 or float16; empty: as stored
     device: str = '',  # cpu or cuda; empty: cuda where there is one
@@ -395,29 +531,40 @@ def lvlm_evaluate(
     Example: lvlm_evaluate recovered/model --suite pope --records recovered.parquet"""
     if limit < 0:
         raise ValueError(f'limit is a number of questions, 0 for all, not {limit}')
+    _check_numbers(dtype, device, batch_size=batch_size)
     if suite not in SUITES:
         raise ValueError(f'there is no suite {suite!r}: give one of {", ".join(SUITES)}')
+    check_rule(rule)
     if records:
         _check_outputs([records], force, model, '', base)
-    original = benchmark_table(read_records(base)) if base else None
+        check_report(Path(records).with_name('report.html'), force)
+    original = benchmark_table(read_records(base, rule)) if base else None
+    base_origin = records_origin(base) if base else {}
     if dry_run:
-        return _evaluation_cost(model, suite, limit, dtype, device)
+        return _evaluation_cost(model, suite, limit, dtype, device, folder or None)
     lvlm = _load(model, dtype, device)
     options = dict(limit=limit or None, batch_size=batch_size, use_images=not no_images, records=records or None)
+    options |= dict(rule=rule, folder=folder or None)
     with _replaced([records], force and records):
         table = evaluate(lvlm, suite, **options, progress=_show_progress())
-    result = dict(table=table.reset_index().to_dict('records'))
+    result = dict(rule=rule, table=table.reset_index().to_dict('records'))
+    if table.excluded is not None:
+        result['excluded'] = dict(zip(table.excluded.id, table.excluded.why))
     if len(table) == 9:
         result['AVG'] = float(average_score(table))
     if original is not None:
         names = ('retention', 'retention_low', 'retention_high')
         result |= dict(zip(names, map(float, paired_retention(table, original))))
+        result |= _comparison_note(base_origin, str(lvlm.model.dtype).removeprefix('torch.'), batch_size)
+    if records:
+        page = _evaluation_page(lvlm, model, table, original, suite, result)
+        result |= dict(report=write_report(Path(records).with_name('report.html'), page, force).name)
     return result
 
 # %% ../../nbs/study/cli.ipynb #1d83f500
-def _examination(folder):
+def _examination(folder, engine=''):
     "Checks of a checkpoint as plain data, and the engines that should take it where all passed."
-    report = doctor(folder)
+    report = doctor(folder, engine)
     ok = bool(report.ok.all())
     found = dict(checks=[dict(check=r.check, ok=bool(r.ok), detail=r.detail) for r in report.itertuples()])
     if ok:
@@ -435,9 +582,10 @@ def _examination_lines(found):
     for engine in found.get('engines', ()):
         why = f': {engine["why"]}' if engine['why'] else ''
         lines.append(f'{engine["takes"]:4}  {engine["engine"]}{why}  [{engine["source"]}]')
+    lines += [f'next  {found["next"]}'] if 'next' in found else []
     return '\n'.join(lines)
 
-# %% ../../nbs/study/cli.ipynb #bfb179ba
+# %% ../../nbs/study/cli.ipynb #c874a2ac
 def examine_folder(
     folder: str | Path,  # A checkpoint folder
     log: Callable[[str], object] = print,  # Called with each line
@@ -452,12 +600,38 @@ def examine_folder(
 @partial(cli_command, show=_examination_lines)
 def lvlm_doctor(
     folder: str,  # A checkpoint folder
+    engine: str = '',  # Engine whose MLP widths are asked for, such as llama.cpp
     json: bool = False,  # Print JSON instead of lines
 ) -> dict:  # Checks, engines where all passed, and ok
     """Examine a checkpoint folder; status 1 where a check fails.
 
     Example: lvlm_doctor recovered/model"""
-    return _examination(folder)
+    return _examination(folder, engine)
+
+# %% ../../nbs/study/cli.ipynb #c0570301
+@cli_command
+def lvlm_export(
+    folder: str,  # A checkpoint folder or a study model
+    engine: str = 'llama.cpp',  # llama.cpp, onnxruntime or openvino
+    type: str = '',  # F32, for llama.cpp also F16 (the default there), Q8_0 or Q4_0
+    out: str = '',  # File to write; '': in the folder
+    check: bool = False,  # Run the model in the engine and compare it with PyTorch?
+    original: str = '',  # The unpruned model: with --check, size and time are compared with it
+    force: bool = False,  # Replace the file if it exists?
+    json: bool = False,  # Print JSON instead of lines
+) -> dict:  # File, megabytes, and what the check found
+    """Write a model as the file that an inference engine reads.
+
+    Example: lvlm_export recovered/model --type Q8_0 --check --original tiny-llava"""
+    if check and original:
+        load_meta(original)  # raises before long work
+    place = Path(out) if out else export_path(folder, engine, type)
+    path = export(folder, engine, type, place, force=force)
+    result = dict(file=path.name, megabytes=round(path.stat().st_size / 1e6, 3), engine=engine)
+    if not check:
+        return result
+    found = check_engine(folder, engine, type, original or None)
+    return result | found | dict(ok=found['loads'])
 
 # %% ../../nbs/study/cli.ipynb #a7abe1c2
 def parse_shard(
@@ -481,10 +655,14 @@ def parse_seeds(
     return [int(word) for word in words]
 
 # %% ../../nbs/study/cli.ipynb #3c6d8e14
-def _run(preset, models, suite, seeds, minutes, shard):
+def _run(preset, models, suite, seeds, minutes, shard, rule, engine='local', address=''):
     "Compute what is missing; not ok where a run failed."
-    runs = run_grid(preset, models, suite, seeds)
-    count = run_all(runs, minutes, shard=shard)
+    runs = run_grid(preset, models, suite, seeds, rule)
+    if engine == 'ray':
+        own, gpus = runs[shard[0] - 1 :: shard[1]], int(torch.cuda.is_available())
+        count = run_with_ray(own, address or None, minutes, gpus=gpus)
+    else:
+        count = run_all(runs, minutes, shard=shard)
     text = ', '.join(f'{n} {what}' for what, n in count.items() if n or what != 'failed')
     return dict(text=text, ok=not count['failed'])
 
@@ -510,26 +688,49 @@ def _check(preset):
     return dict(text=text, ok=bool(len(d) and d.agrees.all()))
 
 # %% ../../nbs/study/cli.ipynb #5fb1e0aa
-ACTIONS = ('run', 'draw', 'show', 'check')
+ACTIONS = ('run', 'draw', 'show', 'check', 'recommend')
+_MODEL = 'recommend: a checkpoint folder, a study model or a model of the paper'
 
 
 @partial(cli_command, show=itemgetter('text'), name='lvlm_study')
 def study_command(
-    action: Param('run, draw, show or check', str, choices=ACTIONS),  # What to do with the preset
+    action: Param('run, draw, show, check or recommend', str, choices=ACTIONS),  # What to do
     preset: str = 'quick',  # quick, smoke, pruning, criteria, scoring, training, losses, data or beyond
     models: str = '',  # Study models, with commas between; empty: as the preset says
     suite: str = 'small',  # run: small, or a real benchmark such as pope, or nine
     seeds: str = '',  # run: whole numbers with commas between, such as 0,1,2; empty: as the preset says
     minutes: float = 0,  # run: start nothing after that many minutes; 0: no limit
+    rule: str = 'published',  # run: graded by published (the script of each benchmark) or lmms-eval
     shard: str = '1/1',  # run: this process takes every n-th run from the i-th on (i/n)
+    engine: str = '',  # run: ray makes each run a task of a cluster; recommend: transformers, vLLM, llama.cpp ...
+    address: str = '',  # run with ray: address of a running cluster, such as auto; empty: one is started here
     figures: str = '',  # draw: folder for the figures; empty: beside the rows, or figures of the checkout
+    memory: float = None,  # recommend: GiB for weights and cache; not given: no limit
+    latency: float = None,  # recommend: time to the first word as a share of the original's, up to 1
+    hours: float = None,  # recommend: hours of training at most; 0: no training
+    data: float = None,  # recommend: share of the instruction set, or a number of samples
+    json: bool = False,  # recommend: print JSON instead of lines
+    model: Param(_MODEL, str, opt=False, nargs='?', default='') = '',  # Model that advice is wanted for
 ) -> dict:  # The text that is printed, and ok
-    """The study: compute what is missing, draw it, show it, or compare it with the rows of the project.
+    """The study: compute what is missing, draw it, show it, compare it, or ask it what to do with a model.
 
-    Example: lvlm_study run --preset quick --minutes 10"""
+    Example: lvlm_study recommend llava-v1.5-7b --memory 8 --data .05"""
+    if action == 'recommend':
+        advice = recommend(model, memory, latency, hours, data, engine or None)
+        return advice.to_dict() | dict(text=repr(advice))
+    if model:
+        raise ValueError(f'{model} is not known here: --help lists the options')
     names = [name.strip() for name in models.split(',')] if models else None
+    unknown = [name for name in names or () if name not in study_models() and not Path(name).is_dir()]
+    if unknown:
+        raise ValueError(f'{unknown[0]!r} is no study model and no folder: choose from {", ".join(study_models())}')
+    if not minutes >= 0:
+        raise ValueError(f'minutes is a number from 0 on, 0 for no limit, not {minutes:g}')
     if action == 'run':
-        return _run(preset, names, suite, parse_seeds(seeds), minutes or None, parse_shard(shard))
+        if engine not in ('', 'local', 'ray'):
+            raise ValueError(f'engine is local or ray, not {engine!r}')
+        part = parse_shard(shard)
+        return _run(preset, names, suite, parse_seeds(seeds), minutes or None, part, rule, engine, address)
     if action == 'draw':
         return _draw(preset, figures)
     if action == 'show':

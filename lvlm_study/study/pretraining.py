@@ -235,7 +235,7 @@ def one_cycle_adamw(
     optimizer = torch.optim.AdamW(parameters, lr, weight_decay=0.01)
     return optimizer, torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.1)
 
-
+# %% ../../nbs/study/pretraining.ipynb #d7e7cf21
 def scale_projector(
     projector: nn.Module,  # A projector that ends in `linear_2`; changed in place
     factor: torch.Tensor | float,  # What its output is multiplied by
@@ -370,7 +370,7 @@ class TrainingSequence(NamedTuple):
     pieces: list = []  # Packed questions: number of the question that each token belongs to, 0 for the picture
     positions: list = []  # Packed questions: position of each token
 
-
+# %% ../../nbs/study/pretraining.ipynb #b02bc916
 def conversation_sequence(
     lvlm: LVLM,  # The model whose tokenizer and chat template are used
     p: ToyImage,  # The picture of the conversation

@@ -250,18 +250,23 @@ def shipped_results() -> Path:
     return (repository_folder() or Path('.')) / 'nbs' / 'results'
 
 # %% ../../nbs/study/report.ipynb #227931cd
+def _asked(row):
+    "How the questions of a row were asked: type of the weights, and questions at once."
+    return row.get('text', {}).get('asked', 'float32 by 64')
+
+
 def compare_results(
     preset: str = 'quick',  # Whose runs are compared
     folder: str | Path | None = None,  # Rows to compare with; None: those that came with the project
 ) -> pd.DataFrame:  # run, ratio, trainable, retention_here, retention_shipped, agrees; empty without common runs
-    "Retention in the rows of this machine beside that in other rows, run by run."
+    "Retention in the rows of this machine beside that in other rows of the same type and batch size, run by run."
     lines = []
     for run, row in stored_rows(preset).items():
         path = Path(folder or shipped_results()) / f'{run.experiment}.jsonl'
         texts = path.read_text().splitlines() if path.exists() else []
-        shipped = {r['key']: r.get('metrics', {}) for r in map(json.loads, texts)}.get(run.key, {})
-        here = row['metrics'].get('retention')
-        if here is None or 'retention' not in shipped:
+        other = {r['key']: r for r in map(json.loads, texts)}.get(run.key, {})
+        shipped, here = other.get('metrics', {}), row['metrics'].get('retention')
+        if here is None or 'retention' not in shipped or _asked(row) != _asked(other):
             continue
         agrees = shipped['retention_low'] - 0.5 <= here <= shipped['retention_high'] + 0.5
         lines.append(

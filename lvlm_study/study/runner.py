@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CALIBRATION_SAMPLES', 'QUICK_RATIOS', 'QUICK_TRAINABLE', 'ALL_RATIOS', 'CALIBRATION_SEEDS', 'RECOVERY_FRACTION',
            'MIDDLE_RATIOS', 'LAYER_CRITERIA', 'WIDTH_CRITERIA', 'FEWER_SAMPLES', 'SEEDED_PRESETS', 'PRESETS',
-           'PURPOSE_RUNS', 'EXPERIMENTS', 'quick_runs', 'pruning_runs', 'criteria_runs', 'scoring_runs',
+           'PURPOSE_RUNS', 'BATCH_SIZE', 'EXPERIMENTS', 'quick_runs', 'pruning_runs', 'criteria_runs', 'scoring_runs',
            'trainable_runs', 'loss_runs', 'data_runs', 'extra_recipe_runs', 'run_grid', 'needed_criteria', 'run_scores',
            'run_importance', 'original_model', 'plan_for_run', 'student_for_run', 'run_model', 'run_all']
 
@@ -23,6 +23,7 @@ from ..data.instruction_data import nested_subset
 from ..data.toy_benchmarks import DATA_REVISION, instructions
 from ..evaluation.benchmarks import SUITES
 from ..evaluation.evaluate import evaluate
+from ..evaluation.grading import check_rule
 from ..evaluation.results import BASE_RECIPE, PAPER_CRITERION
 from ..evaluation.statistics import average_score, paired_retention, retention_above_chance
 from ..importance.agreement import run_calibration
@@ -214,10 +215,11 @@ def run_grid(
     models: Sequence[str] | None = None,  # Names of study models; None: as the preset says
     suite: str = 'small',  # One of `SUITES`: the small suite, or a real benchmark
     seeds: Sequence[int] | None = None,  # Whole numbers; None: as the preset says
+    rule: str = 'published',  # Rule that answers are graded by: 'published' or 'lmms-eval'
 ) -> list[Run]:  # In the order in which they are computed
     """The runs of a preset.
 
-    Raises ValueError for a preset or suite that does not exist, and for seeds where the preset has its own."""
+    Raises ValueError for a preset, suite or rule that does not exist, and for seeds where the preset has its own."""
     if preset not in PRESETS:
         raise ValueError(f'there is no preset {preset!r}: take one of {", ".join(PRESETS)}')
     if suite not in SUITES:
@@ -227,7 +229,7 @@ def run_grid(
             f'the preset {preset!r} has seeds of its own: seeds are chosen for {", ".join(SEEDED_PRESETS)}'
         )
     runs = SEEDED_PRESETS[preset](models, tuple(seeds)) if seeds else PRESETS[preset](models)
-    return [replace(run, suite=suite) for run in runs]
+    return [replace(run, suite=suite, rule=check_rule(rule)) for run in runs]
 
 # %% ../../nbs/study/runner.ipynb #5d39d0a8
 def needed_criteria(
@@ -273,6 +275,9 @@ def run_importance(
     return dict(metrics=dict(samples=len(samples)), curves=curves)
 
 # %% ../../nbs/study/runner.ipynb #0014aebb
+BATCH_SIZE = 64  # Questions asked at once; stored with each row, since scores in 16 bit depend on it
+
+
 def _records_path(run, lvlm):
     "The file for the answers that a model gives in a run."
     return cache_dir('records') / f'{run.key}-r{DATA_REVISION}-{fingerprint(lvlm)[:8]}.parquet'
@@ -285,7 +290,9 @@ def _evaluate(lvlm, run, use_images=True):
         run.suite,
         limit=run.limit or None,
         use_images=use_images,
+        batch_size=BATCH_SIZE,
         records=_records_path(run, lvlm),
+        rule=run.rule,
         progress=sys.stderr.isatty(),
     )
 
@@ -295,7 +302,7 @@ def original_model(
 ) -> tuple[LVLM, pd.DataFrame]:  # The original and its table of benchmarks
     "The model that a run starts from, with its answers to the same questions; they are asked once."
     purpose = run.purpose if run.limit else ''
-    base = Run('layer_pruning', model=run.model, suite=run.suite, limit=run.limit, purpose=purpose)
+    base = Run('layer_pruning', model=run.model, suite=run.suite, limit=run.limit, rule=run.rule, purpose=purpose)
     lvlm = load_lvlm(run.model)
     return lvlm, _evaluate(lvlm, base)
 
@@ -307,9 +314,10 @@ def plan_for_run(
     "What a run keeps of the original."
     scores = run_scores(run)
     if run.method == 'width':
+        multiple = 64 if scores.sizes['mlp_channels'] >= 2048 else 1  # of all stored rows
         if run.size_match:
-            return same_size_plans(scores, run.ratio)[1]
-        return width_plan(scores, run.ratio, run.criterion)
+            return same_size_plans(scores, run.ratio, multiple=multiple)[1]
+        return width_plan(scores, run.ratio, run.criterion, multiple=multiple)
     order = None
     if run.criterion == 'iterative':
         data = instructions('recovery')
@@ -369,7 +377,9 @@ def run_model(
         table = base
     else:
         table = _evaluate(student, run, run.use_images)
-    return dict(metrics=_model_metrics(student, table, base, seconds), curves=dict(chance=table.chance.to_dict()))
+    curves = dict(chance=table.chance.to_dict())
+    asked = dict(asked=f'{str(student.model.dtype).removeprefix("torch.")} by {BATCH_SIZE}')
+    return dict(metrics=_model_metrics(student, table, base, seconds), curves=curves, text=asked)
 
 
 EXPERIMENTS = dict(importance=run_importance, layer_pruning=run_model, width_pruning=run_model, recovery=run_model)
@@ -390,6 +400,11 @@ def run_all(
     shard: tuple[int, int] = (1, 1),  # (i, n): this process takes every n-th run, beginning with the i-th
 ) -> dict[str, int]:  # How many were 'computed', 'stored' before, 'left' for lack of time, and 'failed'
     "Compute what is not stored yet, one row at a time; a run that fails is reported, and the others go on."
+    unknown = next((run for run in runs if getattr(run, 'experiment', None) not in EXPERIMENTS), None)
+    if unknown is not None:
+        raise ValueError(
+            f'{unknown!r} is no run that is computed here: its experiment is one of {", ".join(EXPERIMENTS)}'
+        )
     start = time.time()
     count = dict(computed=0, stored=0, left=0, failed=0)
     first, step = shard

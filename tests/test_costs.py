@@ -1,0 +1,85 @@
+"Closed forms of parameters, bytes and operations against tensors and torch's own counter."
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Phi3Config, PhiConfig
+from transformers import Qwen2Config, Qwen3Config
+from lvlm_study.efficiency.costs import config_costs, config_parameters, kv_cache_bytes
+from lvlm_study.pruning.plan import ENGINE_MULTIPLES, engine_multiple, odd_width_note
+from lvlm_study.pruning.width_pruning import default_multiple, legal_widths
+
+SIZES = dict(hidden_size=64, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4, vocab_size=101)
+CONFIGS = dict(
+    llama=LlamaConfig(**SIZES, num_key_value_heads=2),
+    tied=LlamaConfig(**SIZES, tie_word_embeddings=True),
+    biased=LlamaConfig(**SIZES, attention_bias=True, mlp_bias=True),
+    long_heads=MistralConfig(**SIZES, num_key_value_heads=2, head_dim=32),
+    qwen2=Qwen2Config(**SIZES, num_key_value_heads=1),
+    qwen3=Qwen3Config(**SIZES, num_key_value_heads=2, head_dim=24),
+    phi=PhiConfig(**SIZES),
+    phi3=Phi3Config(**SIZES, num_key_value_heads=2, pad_token_id=0),
+)
+
+
+@pytest.mark.parametrize('config', CONFIGS.values(), ids=CONFIGS)
+def test_parameters_operations_and_cache(config):
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    n, ids = 13, torch.arange(5, 31).view(2, 13)
+    with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH):
+        with FlopCounterMode(display=False) as prefill:
+            out = model(input_ids=ids, use_cache=True, logits_to_keep=1)
+        cache = sum(t.numel() * t.element_size() for a in out.past_key_values.layers for t in (a.keys, a.values))
+        with FlopCounterMode(display=False) as decode:
+            model(input_ids=ids[:, :1], past_key_values=out.past_key_values)
+    costs = config_costs(config, n, batch=2, itemsize=4)
+    assert config_parameters(config)['total'] == sum(p.numel() for p in model.parameters())
+    assert costs.loc['total', 'bytes'] == sum(p.numel() * p.element_size() for p in model.parameters())
+    assert costs.loc['total', 'prefill_flop'] == prefill.get_total_flops()
+    assert costs.loc['total', 'decode_flop'] == decode.get_total_flops()
+    assert kv_cache_bytes(config, n, batch=2, itemsize=4) == cache
+
+
+def test_an_unknown_type_is_named():
+    with pytest.raises(ValueError, match='no closed form for a gpt2'):
+        from transformers import GPT2Config
+
+        config_parameters(GPT2Config())
+
+
+def test_bytes_read_for_a_word():
+    tied, own = (config_costs(CONFIGS[name], 9) for name in ('tied', 'llama'))
+    head = 2 * 101 * 64
+    assert tied.decode_bytes['head'] == own.decode_bytes['head'] == head
+    assert own.decode_bytes['embeddings'] == 0
+    assert own.decode_bytes['attention scores'] == kv_cache_bytes(CONFIGS['llama'], 10)
+
+
+def test_default_multiples():
+    widths = (11008, 1536, 1024, 1023, 576, 512, 511, 384, 48)
+    assert [default_multiple(n) for n in widths] == [64] * 3 + [32] * 3 + [1] * 3
+    for n in (11008, 10240, 8192, 1536, 1500, 576):
+        widths = legal_widths(n)
+        assert widths[0] == n and len(widths) >= 16 and not any(w % 32 for w in widths[1:])
+
+
+def test_what_engines_ask_for():
+    assert engine_multiple('llama.cpp K-quants') == 256 and not any(m % 8 for m in ENGINE_MULTIPLES.values())
+    with pytest.raises(ValueError, match="not 'vllm'"):
+        engine_multiple('vllm')
+    assert odd_width_note([64, 96]) == '' and '70 to 75' in odd_width_note([64, 75, 70])
+
+
+def test_the_runner_asks_for_the_widths_of_stored_rows(monkeypatch):
+    from lvlm_study.core.store import Run
+    from lvlm_study.study import runner
+
+    asked = []
+    monkeypatch.setattr(runner, 'width_plan', lambda *a, **k: asked.append(k['multiple']))
+    for width in (576, 2048):
+        scores = type('Scores', (), dict(sizes=dict(mlp_channels=width)))
+        monkeypatch.setattr(runner, 'run_scores', lambda run, scores=scores: scores)
+        runner.plan_for_run(Run('width_pruning', method='width', ratio=0.3, criterion='taylor'), None)
+    assert asked == [1, 64]

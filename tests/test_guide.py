@@ -1,0 +1,241 @@
+"What `recommend` must always hold: budgets that only add options, answers that stand on rows, errors in a sentence."
+
+import json
+import math
+import sys
+
+import numpy as np
+import pytest
+from fastcore.script import _run_cli
+from transformers import CLIPVisionConfig, LlavaConfig, Qwen2Config
+
+from lvlm_study import recommend
+from lvlm_study.core.store import Run, load_results, read_rows, temporary_results, write_row
+from lvlm_study.models.architecture import count_config, paper_config
+from lvlm_study.study import cli as commands
+from lvlm_study.study import guide
+from lvlm_study.study.guide import case_options, check_guide, decision_map, describe_case, measured_settings
+from lvlm_study.study.guide import published_settings, witness_distances
+
+LLAVA = 'LLaVA-v1.5-7B'
+MODELS = (LLAVA, 'Bunny-v1.0-3B', 'tiny-internvl')
+
+
+def never_falls(values):
+    return all(a <= b + 1e-9 for a, b in zip(values, values[1:]))
+
+
+@pytest.mark.parametrize('source', ['measured', 'published'])
+@pytest.mark.parametrize('model', MODELS)
+def test_more_memory_never_gives_a_worse_model(model, source):
+    whole = describe_case(model).memory(0)
+    found = [recommend(model, memory=share * whole, source=source).expected for share in np.linspace(0.2, 1.1, 13)]
+    assert never_falls(found) and found[0] == 0 and found[-1] == 100
+
+
+@pytest.mark.parametrize('limit', ['latency', 'hours', 'data'])
+def test_more_of_anything_never_gives_a_worse_model(limit):
+    most = dict(latency=1, hours=60, data=1)[limit]
+    values = [most * share for share in (0.01, 0.05, 0.1, 0.5, 0.75, 1)]
+    expected = [recommend(LLAVA, memory=9.5, **{limit: v}).expected for v in values]
+    assert never_falls(expected) and expected[-1] > expected[0]
+
+
+def test_the_choice_keeps_to_every_limit():
+    rng = np.random.default_rng(0)
+    for _ in range(12):
+        memory, hours, data = rng.uniform(6, 13), rng.uniform(0, 40), rng.uniform(0, 1)
+        advice = recommend(LLAVA, memory=memory, hours=hours, data=data)
+        for option in (advice.choice, advice.cheaper, advice.published):
+            if option is not None:
+                assert option.memory <= memory + 1e-6 and option.hours <= hours + 1e-6
+                assert option.fraction <= data + 1e-9
+
+
+def test_the_choice_is_the_best_of_what_fits():
+    "By hand, from the stored rows of the model itself."
+    d = load_results('recovery').query('model == "tiny-llava" and metric == "retention" and fraction <= 0.1')
+    mine = d[(d.method == 'width') & (d.ratio == 0.6) & (d.budget == 'epochs')]
+    best = mine.groupby(['recipe', 'trainable', 'fraction']).value.mean().max()
+    case = describe_case('tiny-llava')
+    ratio = measured_settings().query('model == "tiny-llava" and method == "width" and target == 0.6').ratio.min()
+    advice = recommend('tiny-llava', memory=case.memory(ratio) * 1.0005, data=0.1)
+    assert advice.choice.budget == 'steps' or abs(advice.expected - best) < 1.5
+    assert advice.expected >= best - 1.5 and advice.others == {}
+
+
+def test_an_impossible_budget_names_the_nearest_possible():
+    advice = recommend(LLAVA, memory=3)
+    assert not advice.ok and advice.verdict == 'nothing' and advice.commands == ()
+    assert 'at least' in repr(advice) and set(advice.nearest) == {'memory'}
+    least = advice.nearest['memory']
+    assert recommend(LLAVA, memory=least).ok and not recommend(LLAVA, memory=0.999 * least).ok
+
+
+def test_two_limits_that_exclude_each_other():
+    advice = recommend(LLAVA, memory=6.0, latency=0.3)
+    assert not advice.ok and advice.nearest
+    eased = recommend(LLAVA, memory=6.0, latency=min(1, advice.nearest.get('latency', 1)))
+    assert eased.ok or 'latency' not in advice.nearest
+
+
+@pytest.mark.parametrize(
+    'limits, part',
+    [
+        (dict(memory=0), 'memory is a number above 0, not 0'),
+        (dict(memory='8'), "memory is a number above 0, not '8'"),
+        (dict(memory=math.nan), 'memory is a number above 0, not nan'),
+        (dict(memory=True), 'memory is a number above 0'),
+        (dict(latency=80), 'divide your limit'),
+        (dict(hours=-1), 'hours is a number from 0 on'),
+        (dict(data=-0.5), 'data is a number from 0 on'),
+        (dict(data=2.5), 'whole number of samples'),
+        (dict(engine='abacus'), 'engine is one of transformers'),
+        (dict(source='hearsay'), 'measured or published'),
+    ],
+)
+def test_a_bad_limit_is_refused_in_a_sentence(limits, part):
+    with pytest.raises(ValueError, match=part) as e:
+        recommend(LLAVA, **limits)
+    assert '\n' not in str(e.value)
+
+
+def test_what_is_no_model():
+    with pytest.raises(FileNotFoundError, match='my-model is no model'):
+        recommend('my-model')
+    with pytest.raises(ValueError, match='not int'):
+        recommend(7)
+
+
+def test_memory_is_counted_as_torch_counts():
+    "Weights of the original against tensors of an empty model; the cache by hand."
+    case, config = describe_case(LLAVA), paper_config(LLAVA)
+    text = config.text_config
+    cache = 2 * text.num_hidden_layers * text.hidden_size * 2048 * 2
+    assert case.memory(0) == pytest.approx((2 * count_config(config)['total'] + cache) / 2**30)
+    whole = case.layer_parameters / case.lm_parameters
+    assert case.memory(whole) == pytest.approx(2 * (case.parameters - case.layer_parameters) / 2**30)
+
+
+def test_a_stored_ratio_gives_the_stored_number():
+    options = case_options(describe_case('tiny-bunny'))
+    stored = measured_settings().query('model == "tiny-bunny" and method == "layer"')
+    for line in stored.itertuples():
+        same = options[
+            (options.method == 'layer') & (options.recipe == line.recipe) & np.isclose(options.ratio, line.ratio)
+        ]
+        same = same[(same.trainable == line.trainable) & (same.fraction == line.fraction) & ~same.interpolated]
+        assert len(same) == 1 and same.retention.iloc[0] == pytest.approx(line.retention, abs=0.01)
+
+
+def test_nothing_beyond_the_last_row():
+    options = case_options(describe_case(LLAVA))
+    pruned = options[options.method != 'none']
+    assert pruned.ratio.max() <= measured_settings().ratio.max() + 0.02
+
+
+def test_rows_that_an_answer_rests_on_exist():
+    advice = recommend('Bunny-v1.0-3B', memory=5, data=0.1, hours=20)
+    keys = set().union(*(read_rows(name) for name in guide.RESULT_FILES))
+    names = advice.choice.rows.split()
+    assert names and (set(names) <= keys or advice.choice.source == 'published')
+    pruned = case_options(describe_case(LLAVA)).query('method != "none"')
+    assert all(set(rows.split()) <= keys for rows in pruned.rows.unique())
+
+
+def test_int8_alone_by_the_papers_own_numbers():
+    advice = recommend(LLAVA, memory=9, data=0)
+    assert advice.verdict == 'quantize' and advice.choice.source == 'published' and 'table7' in advice.choice.rows
+    assert advice.expected == pytest.approx(100 * 52.5 / 53.7)
+    assert any('8 bits' in line for line in advice.unknown)
+
+
+def test_the_guide_of_the_paper_against_its_numbers():
+    llava = check_guide(published_settings(), 'llava-v1.5-7b')
+    assert llava.gap[45, 'no resources'] == pytest.approx(34.4 - 32.4, abs=0.1)
+    assert llava['by the rule'][30, 'recovery'] == pytest.approx(96.38, abs=0.1)
+    assert llava['the best'][45, 'recovery'].startswith('layer sft')
+    intern = published_settings().query('model == "mini-internvl-4b"')
+    assert not intern.rows.str.contains('table5').any()
+
+
+def test_repaired_models_are_used_as_soon_as_they_are_stored():
+    "Rows of the file `repair` are settings of their own, beside those of the plain pruned models."
+    with temporary_results():
+        for ratio, retention in ((0.0, 100.0), (0.3, 70.0)):
+            method, criterion = ('layer', 'bi') if ratio else ('none', '')
+            runs = [('layer_pruning', {}, retention), ('repair', {}, retention + 12)]
+            for experiment, extra, value in runs[: 1 + (ratio > 0)]:
+                run = Run(experiment, model='tiny-llava', method=method, criterion=criterion, ratio=ratio)
+                metrics = dict(retention=value, retention_low=value - 1, retention_high=value + 1)
+                metrics |= dict(actual_ratio=ratio, parameters=3_000_000)
+                write_row(dict(key=run.key, run=run.__dict__ | extra, seconds=1.0, metrics=metrics))
+        d = measured_settings().query('method == "layer"').set_index('repair').retention
+        assert d[True] == 82 and d[False] == 70
+
+
+def test_it_says_how_far_the_rows_are():
+    near = witness_distances(describe_case('tiny-gqa'))
+    assert near.index[0] == 'tiny-gqa' and near.distance.iloc[0] == 0
+    text = Qwen2Config(hidden_size=256, intermediate_size=512, num_hidden_layers=4, num_attention_heads=4)
+    advice = recommend(LlavaConfig(vision_config=CLIPVisionConfig(), text_config=text), memory=0.5, data=0.1, hours=1)
+    assert 'another architecture' in advice.distance or advice.verdict in ('keep', 'quantize')
+    assert any('of this size' in line for line in recommend(LLAVA, memory=8, data=0.05).unknown)
+
+
+def test_an_answer_is_plain_data():
+    for advice in (recommend(LLAVA, memory=8), recommend(LLAVA, memory=1)):
+        data = json.loads(json.dumps(advice.to_dict(), allow_nan=False))
+        assert data['ok'] == advice.ok and data['verdict'] == advice.verdict
+        assert '|' in advice._repr_markdown_()
+
+
+def test_an_engine_that_refuses_width_pruned_phi():
+    advice = recommend('Bunny-v1.0-3B', memory=4, engine='vllm')
+    assert advice.choice.method != 'width' and 'vLLM'.lower() in ' '.join(advice.unknown).lower()
+
+
+def test_the_map_agrees_with_the_answers():
+    d = decision_map(LLAVA, 'published', memories=(0.5, 0.7), fractions=(0, 0.1))
+    for line in d.itertuples():
+        advice = recommend(
+            LLAVA, memory=line.memory * describe_case(LLAVA).memory(0), data=line.data, source='published'
+        )
+        assert advice.expected == pytest.approx(line.expected)
+
+
+def shell(monkeypatch, capsys, *words):
+    "Status, standard output and standard error of `lvlm_study`."
+    monkeypatch.setattr(sys, 'argv', ['lvlm_study', *map(str, words)])
+    capsys.readouterr()
+    try:
+        status = _run_cli(commands.study_command.__wrapped__, True)
+    except SystemExit as e:
+        status = e.code
+    return status, *capsys.readouterr()
+
+
+def test_on_the_command_line(monkeypatch, capsys):
+    status, out, err = shell(monkeypatch, capsys, 'recommend', LLAVA, '--memory', 9, '--data', 0, '--json')
+    assert (status, err) == (0, '') and json.loads(out)['choice']['bits'] == 8
+    status, out, _ = shell(monkeypatch, capsys, 'recommend', 'tiny-llava')
+    assert status == 0 and 'Keep the original' in out and '$ lvlm_evaluate tiny-llava' in out
+
+
+def test_on_the_command_line_what_cannot_be(monkeypatch, capsys):
+    status, out, _ = shell(monkeypatch, capsys, 'recommend', LLAVA, '--memory', 1)
+    assert status == 1 and 'at least' in out
+    for words, part in (
+        (['recommend'], 'name the model'),
+        (['recommend', LLAVA, '--latency', 80], 'divide your limit'),
+    ):
+        status, out, err = shell(monkeypatch, capsys, *words)
+        assert status == 2 and out == '' and part in err and err.count('\n') == 1
+
+
+def test_without_stored_rows_the_paper_answers(tmp_path, monkeypatch):
+    "As in an installation outside of a checkout."
+    monkeypatch.setenv('LVLM_RESULTS', str(tmp_path))
+    advice = recommend('llava-v1.5-7b', memory=8, data=0.05)
+    assert 'the paper' in repr(advice) and 'nan' not in repr(advice)
+    assert 'nearest possible' in repr(recommend('tiny-llava', memory=1e-6))

@@ -1,0 +1,116 @@
+"""Two processes train as one does, divided or not, and go on where another number of processes stopped."""
+
+import json
+import subprocess
+import sys
+import pytest
+import torch
+from lvlm_study.data.toy_benchmarks import instructions
+from lvlm_study.models.loading import load_lvlm
+from lvlm_study.recovery.losses import TrainingSamples
+from lvlm_study.recovery.recovery import recover
+from lvlm_study.recovery.sharded import recover_sharded
+
+SETTINGS = dict(max_steps=4, batch_size=4, lora_rank=4, save_every=2)
+WORKER = """
+import sys, torch
+import torch.distributed as dist
+from lvlm_study.data.toy_benchmarks import instructions
+from lvlm_study.models.loading import load_lvlm
+from lvlm_study.recovery import sharded
+folder, rank = sys.argv[1], int(sys.argv[2])
+settings = eval(sys.argv[3])
+dist.init_process_group('gloo', init_method=f'file://{folder}/meet', rank=rank, world_size=2)
+lvlm = load_lvlm('tiny-llava')
+train = sharded.TrainingSamples(lvlm, instructions('recovery', 12))
+for strategy in ('fsdp', 'ddp'):
+    teacher = load_lvlm('tiny-llava')
+    r = sharded.recover_sharded(lvlm, train, 'sft+hidden', teacher, f'{folder}/{strategy}', strategy, **settings)
+    if rank == 0: r.curves.to_json(f'{folder}/{strategy}.json', orient='records')
+plain = sharded._save_checkpoint
+def stop(*args):
+    plain(*args)
+    dist.barrier()
+    raise KeyboardInterrupt
+sharded._save_checkpoint = stop
+try:
+    sharded.recover_sharded(lvlm, train, 'sft+hidden', load_lvlm('tiny-llava'), f'{folder}/killed', 'fsdp', **settings)
+except KeyboardInterrupt:
+    print('stopped')
+dist.destroy_process_group()
+"""
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    "Two processes: trained divided, trained with whole copies, and stopped after two of four steps."
+    folder = tmp_path_factory.mktemp('sharded')
+    command = [sys.executable, '-c', WORKER, str(folder)]
+    pipe = subprocess.PIPE
+    runs = [
+        subprocess.Popen([*command, str(rank), repr(SETTINGS)], stdout=pipe, stderr=pipe, text=True)
+        for rank in range(2)
+    ]
+    for run in runs:
+        out, err = run.communicate(timeout=1200)
+        assert run.returncode == 0 and 'stopped' in out, err[-1500:]
+    return folder
+
+
+@pytest.fixture(scope='module')
+def alone():
+    "The same training by `recover`, in one process."
+    lvlm = load_lvlm('tiny-llava')
+    train = TrainingSamples(lvlm, instructions('recovery', 12))
+    return train, recover(lvlm, train, 'sft+hidden', load_lvlm('tiny-llava'), progress=False, **SETTINGS)
+
+
+def weights_apart(a, b):
+    a, b = a.state_dict(), b.state_dict()
+    assert a.keys() == b.keys()
+    return max(float((a[k] - b[k]).abs().max()) for k in a)
+
+
+@pytest.mark.parametrize('strategy', ['fsdp', 'ddp'])
+def test_two_processes_as_one(trained, alone, strategy):
+    curves = json.loads((trained / f'{strategy}.json').read_text())
+    for term in ('sft', 'hidden', 'grad_norm', 'lr'):
+        ours, theirs = [c[term] for c in curves], list(alone[1].curves[term])
+        assert ours == pytest.approx(theirs, rel=2e-3, abs=1e-5), term
+    saved = load_lvlm(trained / strategy / 'model')
+    assert weights_apart(saved.model, alone[1].lvlm.model) < 2e-3
+    assert weights_apart(saved.model, load_lvlm('tiny-llava').model) > 1e-3
+    assert (trained / strategy / 'adapter' / 'adapter_model.safetensors').exists()
+
+
+def test_goes_on_with_another_number_of_processes(trained, alone):
+    assert not (trained / 'killed' / 'model').exists()
+    teacher = load_lvlm('tiny-llava')
+    result = recover_sharded(teacher, alone[0], 'sft+hidden', teacher, trained / 'killed', 'ddp', **SETTINGS)
+    assert result.steps == 4
+    assert list(result.curves.sft) == pytest.approx(list(alone[1].curves.sft), rel=2e-3)
+    assert weights_apart(result.lvlm.model, alone[1].lvlm.model) < 2e-3
+
+
+def test_asking_for_shares_and_getting_none_is_an_error(alone):
+    lvlm = load_lvlm('tiny-llava')
+    with pytest.raises(ValueError, match='there is one: launch with torchrun'):
+        recover_sharded(lvlm, alone[0], 'sft', strategy='fsdp')
+    with pytest.raises(ValueError, match='strategy is one of'):
+        recover_sharded(lvlm, alone[0], 'sft', strategy='zero')
+    with pytest.raises(ValueError, match='accumulation is not offered'):
+        recover_sharded(lvlm, alone[0], 'sft', strategy='ddp', accumulation=2)
+    assert torch.is_grad_enabled()
+
+
+def test_faster_products_train_the_same(alone):
+    "Three steps with other products: losses as before, to the rounding of each."
+    lvlm = load_lvlm('tiny-llava')
+    for precision, most in (('float32', 1e-4), ('bfloat16', 2e-2)):
+        result = recover(
+            lvlm, alone[0], 'sft+hidden', load_lvlm('tiny-llava'), progress=False, precision=precision, **SETTINGS
+        )
+        assert list(result.curves.sft) == pytest.approx(list(alone[1].curves.sft), rel=most), precision
+        assert not any('forward' in m.__dict__ for m in lvlm.model.modules())
+    with pytest.raises(ValueError, match='precision is one of'):
+        recover(lvlm, alone[0], precision='half')
