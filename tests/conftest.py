@@ -145,3 +145,22 @@ def told(request):
 def pytest_terminal_summary(terminalreporter, config):
     for line in config.stash.get(TOLD, []):
         terminalreporter.write_line(line)
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    "Call a command as its script does: (status, standard output, standard error)"
+    from fastcore.script import _run_cli
+    from lvlm_study.study import cli as commands
+
+    def f(command, *words):
+        monkeypatch.setattr(sys, 'argv', [command, *map(str, words)])
+        capsys.readouterr()
+        try:
+            status = _run_cli(getattr(commands, command).__wrapped__, True)
+        except SystemExit as e:
+            status = e.code
+        got = capsys.readouterr()
+        return status, got.out, got.err
+
+    return f

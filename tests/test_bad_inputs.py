@@ -9,7 +9,7 @@ import datasets
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_real_checkpoints import edit_config, lm, quantized_folder, run  # noqa: F401 (run is a fixture)
+from test_real_checkpoints import edit_config, lm, quantized_folder
 
 from lvlm_study.core.store import Run
 from lvlm_study.data.instruction_data import Collator

@@ -9,7 +9,6 @@ import sys
 import tomllib
 
 import pytest
-from fastcore.script import _run_cli
 from guards import ROOT
 from originals import write_llava
 
@@ -21,23 +20,6 @@ from lvlm_study.models.loading import load_lvlm
 from lvlm_study.data.toy_benchmarks import instructions
 
 COMMANDS = ['lvlm_score', 'lvlm_prune', 'lvlm_recover', 'lvlm_evaluate', 'lvlm_doctor', 'lvlm_export']
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    "Call a command as its script does: (status, standard output, standard error)"
-
-    def f(command, *words):
-        monkeypatch.setattr(sys, 'argv', [command, *map(str, words)])
-        capsys.readouterr()
-        try:
-            status = _run_cli(getattr(commands, command).__wrapped__, True)
-        except SystemExit as e:
-            status = e.code
-        got = capsys.readouterr()
-        return status, got.out, got.err
-
-    return f
 
 
 @pytest.fixture(scope='module')

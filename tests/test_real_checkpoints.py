@@ -7,14 +7,12 @@ import copy
 import json
 import re
 import shutil
-import sys
 import warnings
 from pathlib import Path
 
 import datasets
 import pytest
 import torch
-from fastcore.script import _run_cli
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2Config, Gemma2ForCausalLM, GgufConfig
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, Qwen2Config, Qwen2ForCausalLM
@@ -75,23 +73,6 @@ def edit_config(folder, **entries):
 def snapshot(folder):
     "Every file below a folder with its bytes."
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(Path(folder).rglob('*')) if p.is_file()}
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    "Call a command as its script does: (status, standard output, standard error)"
-
-    def f(command, *words):
-        monkeypatch.setattr(sys, 'argv', [command, *map(str, words)])
-        capsys.readouterr()
-        try:
-            status = _run_cli(getattr(commands, command).__wrapped__, True)
-        except SystemExit as e:
-            status = e.code
-        got = capsys.readouterr()
-        return status, got.out, got.err
-
-    return f
 
 
 @pytest.fixture

@@ -28,6 +28,7 @@ from ..core.store import Run, read_rows, record
 from .gguf_files import decode_tensor, encode_tensor
 from .llama_cpp import EngineMissing
 from .onnx_files import engine_version
+from ..evaluation.language import english_text
 from ..importance.importance import score
 from ..models.architecture import LVLM
 from ..models.loading import load_lvlm
@@ -154,12 +155,6 @@ def quantize(
     return small
 
 # %% ../../nbs/efficiency/quantization.ipynb #9a170018
-def _reference_text():
-    "The reference of the Python language, as Python's own help holds it."
-    topics = importlib.import_module('pydoc_data.topics').topics
-    return '\n\n'.join(topics[name] for name in sorted(topics))
-
-
 def _docstring_text():
     "Long docstrings of Python's library, without examples."
     found = []
@@ -181,7 +176,7 @@ def text_pieces(
     "Pieces of text that come with Python, spread evenly over it; ValueError for another kind of text."
     if kind not in ('calibration', 'near', 'far'):
         raise ValueError(f"texts are 'calibration', 'near' or 'far', not {kind!r}")
-    text = _docstring_text() if kind == 'far' else _reference_text()
+    text = _docstring_text() if kind == 'far' else english_text('reference')
     ids = torch.tensor(tokenizer(text, verbose=False).input_ids)
     pieces = ids[: len(ids) // length * length].view(-1, length)
     pieces = pieces if kind == 'far' else pieces[kind == 'near' :: 2]

@@ -28,12 +28,13 @@ def _docstrings():
     texts = []
     for path in sorted(Path(sysconfig.get_paths()['stdlib']).glob('*.py')):
         try:
-            tree = ast.parse(path.read_text())
+            tree = ast.parse(path.read_text(encoding='utf-8'))
         except (SyntaxError, UnicodeDecodeError):
             continue
         nodes = [n for n in ast.walk(tree) if isinstance(n, (ast.Module, ast.ClassDef, ast.FunctionDef))]
         texts += [text for n in nodes if (text := ast.get_docstring(n)) and len(text) > 150 and '>>>' not in text]
-    return random.Random(0).sample(texts, len(texts))
+    random.Random(0).shuffle(texts)
+    return texts
 
 
 ENGLISH_TEXTS = dict(

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['NEIGHBOR_TARGETS', 'CONTEXT_TARGETS', 'TEXT_SKILLS', 'FINETUNE_SKILLS', 'WARMUP_SKILLS', 'WARMUP_STEPS',
-           'CONVERSATIONS_FROM', 'spatial_context', 'pretrain_spatial_context', 'ask_lookup', 'ask_digit_sum',
-           'ask_french', 'skill_questions', 'pack_questions', 'packed_mask', 'packed_losses', 'choose_skills',
-           'packed_sample', 'muon_and_adamw', 'packed_finetune', 'finetune', 'plot_finetuning']
+           'CONVERSATIONS_FROM', 'spatial_context', 'context_loss', 'pretrain_spatial_context', 'ask_lookup',
+           'ask_digit_sum', 'ask_french', 'skill_questions', 'pack_questions', 'packed_mask', 'packed_losses',
+           'choose_skills', 'packed_sample', 'muon_and_adamw', 'packed_finetune', 'finetune', 'plot_finetuning']
 
 # %% ../../nbs/study/finetuning.ipynb #48beab13
 import copy
@@ -69,7 +69,10 @@ def spatial_context(
     return [[known.get(place, {}).get(target, -100) for target in CONTEXT_TARGETS] for place in places]
 
 # %% ../../nbs/study/finetuning.ipynb #b250995c
-def _context_loss(logits_CA, labels_CN):
+def context_loss(
+    logits_CA: torch.Tensor,  # Logits of all targets of `CONTEXT_TARGETS`, side by side
+    labels_CN: torch.Tensor,  # A label for each target; -100 where it does not apply
+) -> tuple:  # (loss in nats, target -> share of right answers)
     "Sum of the cross entropies of all targets, and the share of right answers of each."
     loss, accuracy = 0.0, {}
     targets = zip(CONTEXT_TARGETS, logits_CA.split(list(CONTEXT_TARGETS.values()), -1), labels_CN.T)
@@ -120,7 +123,7 @@ def pretrain_spatial_context(
         context_labels = torch.tensor([spatial_context(p) for p in pictures]).flatten(0, 1)
         naming = naming_loss(word_scores(lvlm, tokens_CD), targets_NV[labels])
         place = F.cross_entropy(probed[:, :cells], places)
-        context, accuracy = _context_loss(probed[:, cells:], context_labels)
+        context, accuracy = context_loss(probed[:, cells:], context_labels)
         distance = (1 - F.cosine_similarity(new, old, dim=-1)).mean()
         take_step(naming + place + 0.3 * context + 2 * distance, [optimizer])
         schedule.step()

@@ -9,18 +9,14 @@ __all__ = ['TEXT_KINDS', 'WINDOW', 'TEST_WINDOWS', 'REPAIRS', 'FORWARD_SCORES', 
            'run_cost', 'perplexity_table', 'plot_perplexity']
 
 # %% ../../nbs/study/repair_results.ipynb #7e500003
-import ast
 import json
-import random
 import resource
 import subprocess
 import sys
-import sysconfig
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import lru_cache
-from importlib import import_module
+from functools import lru_cache, partial
 from itertools import product
 from pathlib import Path
 import numpy as np
@@ -35,6 +31,7 @@ from ..core.store import Run, cache_dir
 from ..data.instruction_data import nested_subset
 from ..data.toy_benchmarks import instructions
 from ..evaluation.evaluate import evaluate
+from ..evaluation.language import ENGLISH_TEXTS, english_text
 from ..evaluation.statistics import average_score, paired_retention, retention_above_chance
 from ..importance.attention_sink import sink_layers, trace_sinks
 from ..importance.importance import score
@@ -49,24 +46,6 @@ from ..pruning.width_pruning import width_plan
 from .runner import original_model, plan_for_run
 
 # %% ../../nbs/study/repair_results.ipynb #7e500010
-def _reference_text():
-    "Python's own language reference, which every installation holds."
-    topics = import_module('pydoc_data.topics').topics
-    return '\n\n'.join(topics[name] for name in sorted(topics))
-
-
-def _docstring_text():
-    "Docstrings of the standard library without examples, in an order shuffled once."
-    found = []
-    for path in sorted(Path(sysconfig.get_paths()['stdlib']).glob('*.py')):
-        nodes = ast.walk(ast.parse(path.read_text(encoding='utf-8')))
-        documented = (n for n in nodes if isinstance(n, (ast.Module, ast.ClassDef, ast.FunctionDef)))
-        texts = [ast.get_docstring(n) or '' for n in documented]
-        found += [text for text in texts if len(text) > 150 and '>>>' not in text]
-    random.Random(0).shuffle(found)
-    return '\n\n'.join(found)
-
-
 def _license_text(folder=Path('/usr/share/common-licenses')):
     "The licenses that Debian keeps in one folder; FileNotFoundError on other systems."
     files = sorted(p for p in folder.glob('*') if p.is_file() and not p.is_symlink())
@@ -75,7 +54,7 @@ def _license_text(folder=Path('/usr/share/common-licenses')):
     return '\n\n'.join(p.read_text(errors='ignore') for p in files)
 
 
-TEXT_KINDS = dict(reference=_reference_text, docstrings=_docstring_text, licenses=_license_text)
+TEXT_KINDS = {kind: partial(english_text, kind) for kind in ENGLISH_TEXTS} | dict(licenses=_license_text)
 WINDOW = 256  # Tokens of a piece of text
 TEST_WINDOWS = dict(reference=8, docstrings=4, licenses=4)  # Pieces that are tested on, and never fitted on
 

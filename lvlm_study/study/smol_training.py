@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SMOL_SKILLS', 'SMOL_STAGES', 'SMOL_LAST_SKILLS', 'DESCRIBED_SHARE', 'cell_words', 'easy_vqa_words',
-           'easy_vqa_pictures', 'WordSpace', 'all_cell_words', 'vision_batch', 'context_loss', 'train_smol_vision',
-           'SmolExample', 'pack_example', 'smol_skills', 'smol_example', 'add_adapter', 'packed_answer_losses',
-           'train_smol_lm', 'trained_parts', 'save_parts', 'make_smol_llava']
+           'easy_vqa_pictures', 'WordSpace', 'all_cell_words', 'vision_batch', 'train_smol_vision', 'SmolExample',
+           'pack_example', 'smol_skills', 'smol_example', 'add_adapter', 'packed_answer_losses', 'train_smol_lm',
+           'trained_parts', 'save_parts', 'make_smol_llava']
 
 # %% ../../nbs/study/smol_training.ipynb #93a00003
 import json
@@ -24,45 +24,20 @@ from torch import nn
 from torch.nn import functional as F
 from ..core.store import atomic_write, cache_dir, environment, seed_all
 from ..data.instruction_data import prompt_and_answer
-from lvlm_study.data.plain_benchmarks import (
-    EASY_VQA_ANSWERS,
-    PlainQuestion,
-    describe_image,
-    easy_vqa_image,
-    easy_vqa_plain,
-)
-from lvlm_study.data.plain_benchmarks import (
-    ask_fact,
-    easy_vqa_questions,
-    in_plain_words,
-    opened,
-    plain_training_questions,
-)
+from ..data.plain_benchmarks import EASY_VQA_ANSWERS, PlainQuestion, ask_fact, describe_image, easy_vqa_image
+from ..data.plain_benchmarks import easy_vqa_plain, easy_vqa_questions, in_plain_words, opened
+from ..data.plain_benchmarks import plain_training_questions
 from ..data.toy_benchmarks import training_image
-from lvlm_study.data.toy_images import (
-    CELL_NAMES,
-    GRID,
-    IMAGE_MAKERS,
-    PAGE_WORDS,
-    ToyImage,
-    cell_labels,
-    draw_image,
-    page_lines,
-)
+from ..data.toy_images import CELL_NAMES, GRID, IMAGE_MAKERS, PAGE_WORDS, ToyImage, cell_labels, draw_image
+from ..data.toy_images import page_lines
 from ..evaluation.language import chat_answers
 from ..models.architecture import LVLM
 from ..models.loading import image_text
 from ..models.real_models import SMOLLM2, build_smol_llava
-from .finetuning import CONTEXT_TARGETS, FINETUNE_SKILLS, packed_mask, spatial_context
+from .finetuning import CONTEXT_TARGETS, FINETUNE_SKILLS, context_loss, packed_mask, spatial_context
 from .pretraining import TrainingSequence, images_to_pixels, lr_schedule, mean_losses, normalize_tokens
-from lvlm_study.study.pretraining import (
-    one_cycle_adamw,
-    pad_right,
-    patch_features,
-    random_images,
-    scale_projector,
-    take_step,
-)
+from .pretraining import one_cycle_adamw, pad_right, patch_features, random_images, scale_projector
+from .pretraining import take_step
 
 # %% ../../nbs/study/smol_training.ipynb #93a00005
 def cell_words(
@@ -163,15 +138,6 @@ def vision_batch(
     return images, words, context
 
 # %% ../../nbs/study/smol_training.ipynb #93a00009
-def context_loss(
-    logits_CA: torch.Tensor,  # Logits of all targets, side by side
-    labels_CN: torch.Tensor,  # A label for each target; -100 where it does not apply
-) -> torch.Tensor:  # A scalar, in nats
-    "Sum of the cross entropies of all targets of `CONTEXT_TARGETS`."
-    pieces = zip(logits_CA.split(list(CONTEXT_TARGETS.values()), -1), labels_CN.T)
-    return sum(F.cross_entropy(logits, labels) for logits, labels in pieces if (labels >= 0).any())
-
-
 def train_smol_vision(
     lvlm: LVLM,  # The model; encoder and projector are changed in place
     steps: int = 2400,  # Number of optimizer steps
@@ -199,7 +165,7 @@ def train_smol_vision(
         probed = probe(tokens_CD)
         naming = space.loss(tokens_CD, space.targets(words))
         place = F.cross_entropy(probed[:, :cells], torch.arange(cells).repeat(len(images)))
-        around = context_loss(probed[:, cells:], torch.tensor(context))
+        around, _ = context_loss(probed[:, cells:], torch.tensor(context))
         take_step(naming + place + 0.3 * around, [optimizer])
         schedule.step()
         losses.append(naming.item())
