@@ -1,4 +1,5 @@
 # Two commands do everything, each with its own set-up in .venv: `make study` and `make test`.
+#   make study MODEL=smol-llava    on the model with a pretrained language model (needs .venv/bin/pip install -e '.[real]')
 #   make lab                       JupyterLab, open on the index with the reading order
 #   make docs                      the documentation site, in _site
 #   make test PYTHON=python3.12    another Python for the set-up (3.11 or newer)
@@ -16,9 +17,9 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 study: export LVLM_RESULTS = $(CURDIR)/.study
 study: $(STAMP)
 	@mkdir -p $(LVLM_RESULTS)
-	@$(BIN)/lvlm_study run --preset quick
+	@$(BIN)/lvlm_study run --preset quick --models "$(MODEL)"
 	@$(BIN)/lvlm_study draw
-	@$(BIN)/lvlm_study show
+	@$(BIN)/lvlm_study show --models "$(MODEL)"
 	@$(BIN)/lvlm_study check || echo "Some runs fall outside the stored intervals (see the table above): another machine, other versions?"
 	@echo "Rows and figures are in .study"
 

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Library: torch 2.13.0, onnx 1.23.2, onnxscript 0.7.2, onnxruntime 1.32.0
-# Guess:   a decoder step with a cache needs two graphs, one for the prompt (cache of length 0) and one for the words after it; a
-#          dimension declared with `min=0` may be traced at 0.
-# Happens: an example with 0 or 1 positions is refused ("specialized it to be a constant") whatever minimum is declared. Traced with
-#          2 tokens and a cache of 3, one graph is right for every length, 0 and 1 included, in PyTorch and in ONNX Runtime;
-#          even with `Dim.DYNAMIC`, whose ranges then say "from 2 on", which nothing enforces.
+# Guess:   a decoder step with a cache needs two graphs, one for the prompt (cache of length 0) and one for the words
+#          after it; a dimension declared with `min=0` may be traced at 0.
+# Happens: an example with 0 or 1 positions is refused ("specialized it to be a constant") whatever minimum is declared.
+#          Traced with 2 tokens and a cache of 3, one graph is right for every length, 0 and 1 included, in PyTorch and
+#          in ONNX Runtime; even with `Dim.DYNAMIC`, whose ranges then say "from 2 on", which nothing enforces.
 # Do:      trace with lengths of 2 or more, keep one graph, and test it at cache 0 and one token.
 set -euo pipefail
 tmp=$(mktemp -d); trap 'rm -rf "$tmp"' EXIT
@@ -66,8 +66,15 @@ gaps, ranges = {}, {}
 for name, shape in shapes.items():
     program = torch.export.export(step, example(2, 3), dynamic_shapes=shape)
     ranges[name] = sorted({int(r.lower) for r in program.range_constraints.values()})
-    torch.onnx.export(step, example(2, 3), f"{name}.onnx", input_names=["x", "k", "v"], dynamic_shapes=shape, dynamo=True,
-                      verbose=False)
+    torch.onnx.export(
+        step,
+        example(2, 3),
+        f"{name}.onnx",
+        input_names=["x", "k", "v"],
+        dynamic_shapes=shape,
+        dynamo=True,
+        verbose=False,
+    )
     session = onnxruntime.InferenceSession(f"{name}.onnx", providers=["CPUExecutionProvider"])
     for lengths in ((2, 3), (5, 0), (1, 0), (1, 1), (1, 20)):
         args = example(*lengths)
@@ -75,8 +82,14 @@ for name, shape in shapes.items():
             want, again = step(*args)[0], program.module()(*args)[0]
         got = torch.tensor(session.run(None, dict(zip("xkv", (t.numpy() for t in args))))[0])
         gaps[name, lengths] = max((again - want).abs().max().item(), (got - want).abs().max().item())
-    print("traced with (2, 3)", name, "| ranges start at", ranges[name], "|",
-          {lengths: f"{gap:.0e}" for (n, lengths), gap in gaps.items() if n == name})
+    print(
+        "traced with (2, 3)",
+        name,
+        "| ranges start at",
+        ranges[name],
+        "|",
+        {lengths: f"{gap:.0e}" for (n, lengths), gap in gaps.items() if n == name},
+    )
 
 assert all(text.endswith(": specialized") for text in refused.values()), "lengths of 0 or 1 can now be traced"
 assert ranges == {"declared": [0, 1], "dynamic": [2]}, "the ranges are now others"

@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # Library: transformers 5.23.0 (LlavaProcessor)
-# Guess:   a processor uses the chat template of its tokenizer when it has none of its own, and a save and load keeps both
-#          templates where both are set.
-# Happens: with a template on the tokenizer alone `processor.apply_chat_template` raises, and works after save and load: the
-#          file is read by both. With two different templates one file is written, the processor's, and the tokenizer
-#          comes back with the processor's template: text that is rendered by the tokenizer changes without a word.
-# Do:      keep one template, set on the processor; before evaluation render one conversation with what was trained and with
-#          what was loaded, and compare.
+# Guess:   a processor uses the chat template of its tokenizer when it has none of its own, and a save and load keeps
+#          both templates where both are set.
+# Happens: with a template on the tokenizer alone `processor.apply_chat_template` raises, and works after save and load:
+#          the file is read by both. With two different templates one file is written, the processor's, and the
+#          tokenizer comes back with the processor's template: text that is rendered by the tokenizer changes without a
+#          warning.
+# Do:      keep one template, set on the processor; before evaluation render one conversation with what was trained and
+#          with what was loaded, and compare.
 set -euo pipefail
 tmp=$(mktemp -d); trap 'rm -rf "$tmp"' EXIT
 py=${FINDINGS_VENV:+$FINDINGS_VENV/bin/python}
@@ -27,13 +28,16 @@ words = ["<unk>", "<s>", "</s>", "user", "assistant", "hello"]
 fast = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, "<unk>"))
 fast.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
 FOR_TEXT = "{% for m in messages %}{{ m['role'] }} : {{ m['content'] }} </s> {% endfor %}"
-FOR_IMAGES = ("{% for m in messages %}{{ m['role'] }} {% for c in m['content'] %}{% if c['type'] == 'image' %}<image> "
-              "{% else %}{{ c['text'] }} {% endif %}{% endfor %}{% endfor %}")
+FOR_IMAGES = (
+    "{% for m in messages %}{{ m['role'] }} {% for c in m['content'] %}{% if c['type'] == 'image' %}<image> "
+    "{% else %}{{ c['text'] }} {% endif %}{% endfor %}{% endfor %}"
+)
 
 
 def processor():
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=fast, unk_token="<unk>", bos_token="<s>", eos_token="</s>",
-                                        pad_token="</s>")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=fast, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="</s>"
+    )
     tokenizer.add_tokens(["<image>"], special_tokens=True)
     images = CLIPImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
     return LlavaProcessor(images, tokenizer, patch_size=8, vision_feature_select_strategy="default")

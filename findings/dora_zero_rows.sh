@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Library: peft 0.21.2 (torch 2.13.0)
-# Guess:   DoRA on a matrix of which some rows are zero (channels masked, not yet cut) starts as the base model, as LoRA does.
-# Happens: DoRA divides the magnitude of each row by the norm of that row: 0 / 0. Every logit, the loss, every gradient and
-#          the merged weights are NaN from the first step on. LoRA on the same matrices starts exact.
+# Guess:   DoRA on a matrix of which some rows are zero (channels masked, not yet cut) starts as the base model, as LoRA
+#          does.
+# Happens: DoRA divides the magnitude of each row by the norm of that row: 0 / 0. Every logit, the loss, every gradient
+#          and the merged weights are NaN from the first step on. LoRA on the same matrices starts exact.
 # Do:      cut the channels before DoRA, or leave matrices with zero rows out; check for zero rows before training.
 set -euo pipefail
 tmp=$(mktemp -d); trap 'rm -rf "$tmp"' EXIT
@@ -22,8 +23,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 print("peft", peft.__version__)
 torch.manual_seed(0)
-model = LlamaForCausalLM(LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-                                     num_attention_heads=4)).eval()
+model = LlamaForCausalLM(
+    LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4)
+).eval()
 cut = copy.deepcopy(model)
 for layer, short in zip(model.model.layers, cut.model.layers):
     with torch.no_grad():
@@ -50,8 +52,14 @@ def start(base, dora):
     return (out.logits - plain).abs().max().item(), sum(grads) / len(grads), sum(merged)
 
 
-seen = {name: start(base, dora) for name, base, dora in (
-    ("LoRA on masked channels", model, False), ("DoRA on masked channels", model, True), ("DoRA on cut channels", cut, True))}
+seen = {
+    name: start(base, dora)
+    for name, base, dora in (
+        ("LoRA on masked channels", model, False),
+        ("DoRA on masked channels", model, True),
+        ("DoRA on cut channels", cut, True),
+    )
+}
 for name, (gap, grads, merged) in seen.items():
     print(f"{name}: difference {gap:g}, share of gradients with NaN {grads:g}, merged matrices with NaN {merged}")
 

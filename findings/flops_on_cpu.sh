@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # Library: torch 2.13.0
 # Guess:   `FlopCounterMode` counts the same operations wherever they run and whichever kernel does them.
-# Happens: on a CPU `scaled_dot_product_attention` counts as 0, forward and backward, with or without mask: the fused CPU kernel
-#          has no formula. The same call counts in full on the meta device, and on the CPU under `SDPBackend.MATH` (causal or
-#          not). A matrix times a vector, and products by oneDNN or in int8, count as 0 too, all without a warning.
-# Do:      count under `sdpa_kernel(SDPBackend.MATH)` or on the meta device, before kernels are swapped or weights quantized;
-#          compare with a closed form once.
+# Happens: on a CPU `scaled_dot_product_attention` counts as 0, forward and backward, with or without mask: the fused
+#          CPU kernel has no formula. The same call counts in full on the meta device, and on the CPU under
+#          `SDPBackend.MATH` (causal or not). A matrix times a vector, and products by oneDNN or in int8, count as 0
+#          too, all without a warning.
+# Do:      count under `sdpa_kernel(SDPBackend.MATH)` or on the meta device, before kernels are swapped or weights
+#          quantized; compare with a closed form once.
 set -euo pipefail
 tmp=$(mktemp -d); trap 'rm -rf "$tmp"' EXIT
 py=${FINDINGS_VENV:+$FINDINGS_VENV/bin/python}
@@ -49,16 +50,24 @@ def attention(device="cpu", causal=False, mask=None, backward=False):
 seen = {}
 for name, kernel in (("default", nullcontext()), ("math", sdpa_kernel(SDPBackend.MATH))):
     with kernel:
-        seen[name] = dict(causal=count(attention(causal=True)), whole=count(attention()),
-                          masked=count(attention(mask=torch.zeros(T, T))), forward_and_backward=count(attention(backward=True)))
+        seen[name] = dict(
+            causal=count(attention(causal=True)),
+            whole=count(attention()),
+            masked=count(attention(mask=torch.zeros(T, T))),
+            forward_and_backward=count(attention(backward=True)),
+        )
     print("attention on cpu,", name, "|", seen[name])
 seen["meta"] = count(attention("meta", causal=True))
 print("attention on meta |", seen["meta"])
 
 x, w = torch.randn(8, 32), torch.randn(16, 32)
 whole = torch.ones(32, 32, dtype=torch.int8)
-others = {"linear": count(lambda: F.linear(x, w)), "one row by linear": count(lambda: F.linear(x[:1], w)),
-          "matrix @ vector": count(lambda: w @ x[0]), "int8": count(lambda: torch._int_mm(whole, whole))}
+others = {
+    "linear": count(lambda: F.linear(x, w)),
+    "one row by linear": count(lambda: F.linear(x[:1], w)),
+    "matrix @ vector": count(lambda: w @ x[0]),
+    "int8": count(lambda: torch._int_mm(whole, whole)),
+}
 onednn = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 if onednn:
     others["linear by oneDNN"] = count(lambda: torch.ops.mkldnn._linear_pointwise(x, w, None, "none", [], ""))
@@ -67,5 +76,7 @@ print("products |", others)
 assert set(seen["default"].values()) == {0}, "attention on a CPU is now counted"
 assert list(seen["math"].values()) == [scores, scores, scores, 3 * scores] and seen["meta"] == scores
 assert others["linear"] == 2 * 8 * 16 * 32 and others["one row by linear"] == 2 * 16 * 32
-assert others["matrix @ vector"] == others["int8"] == others.get("linear by oneDNN", 0) == 0, "these products are now counted"
+assert others["matrix @ vector"] == others["int8"] == others.get("linear by oneDNN", 0) == 0, (
+    "these products are now counted"
+)
 PY

@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # Library: torch 2.13.0 (FSDP2, `fully_shard` with a mixed precision policy; one process on CPU is enough to see it)
-# Guess:   parts may be frozen and thawed between stages (first the projector, then the adapters) after the model was sharded,
-#          because FSDP2 handles every parameter by itself.
-# Happens: a group decides the type of its gradients at the first forward pass, from what is trainable then. A group that was
-#          frozen as a whole at that time has none: as soon as it is thawed, the backward pass raises, with a message about
-#          `grad_dtype` that names neither freezing nor FSDP. Without mixed precision the same two stages work.
-# Do:      make everything that is trained in any stage trainable, run one forward pass without gradients, then freeze for
-#          stage one; or shard anew for each stage.
+# Guess:   parts may be frozen and thawed between stages (first the projector, then the adapters) after the model was
+#          sharded, because FSDP2 handles every parameter by itself.
+# Happens: a group decides the type of its gradients at the first forward pass, from what is trainable then. A group
+#          that was frozen as a whole at that time has none: as soon as it is thawed, the backward pass raises, with a
+#          message about `grad_dtype` that names neither freezing nor FSDP. Without mixed precision the same two stages
+#          work.
+# Do:      make everything that is trained in any stage trainable, run one forward pass without gradients, then freeze
+#          for stage one; or shard anew for each stage.
 set -euo pipefail
 tmp=$(mktemp -d); trap 'rm -rf "$tmp"' EXIT
 py=${FINDINGS_VENV:+$FINDINGS_VENV/bin/python}

@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
 # Library: transformers 5.23.0 (torch 2.13.0)
-# Guess:   layers built from `config.per_layer_config[i]` (LLaMA layers of different widths) follow `set_attn_implementation`.
-# Happens: `per_layer_config[i]` is a new copy of the config. `set_attn_implementation` changes the model's config and no copy,
-#          without a word. From sdpa to eager the layers stay sdpa and the list of attention maps is empty. From eager to sdpa the
-#          model makes no mask, as sdpa needs none, and the layers, still eager, attend to later tokens: other logits.
-# Do:      build the layer from the copy, then give its attention the model's config back (`layer.self_attn.config = config`);
-#          test that a later token changes nothing before it.
+# Guess:   layers built from `config.per_layer_config[i]` (LLaMA layers of different widths) follow
+#          `set_attn_implementation`.
+# Happens: `per_layer_config[i]` is a new copy of the config. `set_attn_implementation` changes the model's config and
+#          no copy, without a warning. From sdpa to eager the layers stay sdpa and the list of attention maps is empty.
+#          From eager to sdpa the model makes no mask, as sdpa needs none, and the layers, still eager, attend to later
+#          tokens: other logits.
+# Do:      build the layer from the copy, then give its attention the model's config back (`layer.self_attn.config =
+#          config`); test that a later token changes nothing before it.
 set -euo pipefail
 tmp=$(mktemp -d); trap 'rm -rf "$tmp"' EXIT
 py=${FINDINGS_VENV:+$FINDINGS_VENV/bin/python}
@@ -28,7 +30,9 @@ other[0, -1] = 60  # only the last token differs
 
 
 def build(kind, widths=(48, 40, 48), shared=False):
-    config = LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4)
+    config = LlamaConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4
+    )
     model = LlamaForCausalLM._from_config(config, attn_implementation=kind)
     config = model.config
     config.per_layer_config = {i: {"intermediate_size": width} for i, width in enumerate(widths)}
@@ -52,7 +56,9 @@ def change(model, kind):
     later = (model(other).logits - out.logits)[0, :-1].abs().max().item()
     layers = {layer.self_attn.config._attn_implementation for layer in model.model.layers}
     maps = None if out.attentions is None else len(out.attentions)
-    return dict(model=model.config._attn_implementation, layers=layers, maps=maps, gap=round(gap, 4), later=round(later, 4))
+    return dict(
+        model=model.config._attn_implementation, layers=layers, maps=maps, gap=round(gap, 4), later=round(later, 4)
+    )
 
 
 seen = {}

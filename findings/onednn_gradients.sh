@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# Library: torch 2.13.0 (a build with oneDNN, as the CPU wheels are)
-# Guess:   the product by oneDNN, `torch.ops.mkldnn._linear_pointwise` (on some CPUs over twice as fast in float32 as `F.linear`),
-#          raises where a gradient is asked for, or gives it.
-# Happens: the output says `requires_grad=True`, `backward` runs to its end, and the gradients are None: of the weight, of the bias
-#          and of all before it. A UserWarning at `backward`, which Python shows once, is all; an optimizer skips None silently,
-#          so training goes on with only what stands behind the product.
-# Do:      wrap it in a `torch.autograd.Function` of one's own; after the first step check that every trained weight has a gradient.
+# Library: torch 2.13.0 (a build with oneDNN, as the CPU wheels are; the operation is one that `torch.compile` uses)
+# Guess:   the product by oneDNN, `torch.ops.mkldnn._linear_pointwise`, raises where a gradient is asked for, or gives
+#          it.
+# Happens: the output says `requires_grad=True`, `backward` runs to its end, and the gradients are None: of the weight,
+#          of the bias and of all before it. A UserWarning at `backward`, which Python shows once, is all; an optimizer
+#          skips None silently, so training goes on with only what stands behind the product.
+# Do:      wrap it in a `torch.autograd.Function` of one's own; after the first step check that every trained weight has
+#          a gradient.
 set -euo pipefail
 tmp=$(mktemp -d); trap 'rm -rf "$tmp"' EXIT
 py=${FINDINGS_VENV:+$FINDINGS_VENV/bin/python}
@@ -42,9 +43,17 @@ def step(product):
         warnings.simplefilter("always")
         loss.backward()
     optimizer.step()
-    grads = {name: p.grad is not None for name, p in dict(input=x, weight=first.weight, bias=first.bias, after=last.weight).items()}
-    return dict(loss=loss.item(), requires_grad=hidden.requires_grad, grads=grads, moved=not torch.equal(first.weight, before),
-                warnings=[str(w.message)[:90] for w in caught])
+    grads = {
+        name: p.grad is not None
+        for name, p in dict(input=x, weight=first.weight, bias=first.bias, after=last.weight).items()
+    }
+    return dict(
+        loss=loss.item(),
+        requires_grad=hidden.requires_grad,
+        grads=grads,
+        moved=not torch.equal(first.weight, before),
+        warnings=[str(w.message)[:90] for w in caught],
+    )
 
 
 plain, fast, again = step(F.linear), step(onednn), step(onednn)
@@ -53,6 +62,8 @@ for name, row in {"F.linear": plain, "oneDNN": fast, "oneDNN, second step": agai
 
 assert abs(plain["loss"] - fast["loss"]) < 1e-5 and fast["requires_grad"]
 assert all(plain["grads"].values()) and plain["moved"]
-assert fast["grads"] == dict(input=False, weight=False, bias=False, after=True) and not fast["moved"], "there are gradients now"
+assert fast["grads"] == dict(input=False, weight=False, bias=False, after=True) and not fast["moved"], (
+    "there are gradients now"
+)
 assert any("autograd kernel was not registered" in w for w in fast["warnings"]), "it now warns otherwise"
 PY

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # Library: transformers 5.23.0
-# Guess:   `per_layer_config={1: {"skip": ["mlp"]}}` builds layer 1 of a LLaMA without its MLP, and an unknown name raises;
-#          `{1: {"intermediate_size": 40}}` builds layer 1 with a narrower MLP.
-# Happens: `skip` ("entire sub-layers skipped", says the source) is accepted with any name, saved and read back, and changes
-#          nothing: the layer is whole. A checkpoint without these weights loads with a new random MLP, and only the load
-#          report says so. A width per layer can be written down, but building the model raises; with the flag that the
-#          message offers, every layer gets the global width.
-# Do:      take `per_layer_config` as a record, not as something that builds the model: build cut layers by code of one's own,
-#          never rely on `skip`, and count the parameters (or compare logits) after loading.
+# Guess:   `per_layer_config={1: {"skip": ["mlp"]}}` builds layer 1 of a LLaMA without its MLP, and an unknown name
+#          raises; `{1: {"intermediate_size": 40}}` builds layer 1 with a narrower MLP.
+# Happens: `skip` ("entire sub-layers skipped", says the source) is accepted with any name, saved and read back, and
+#          changes nothing: the layer is whole. A checkpoint without these weights loads with a new random MLP, and only
+#          the load report says so. A width per layer can be written down, but building the model raises; with the flag
+#          that the message offers, every layer gets the global width.
+# Do:      take `per_layer_config` as a record, not as something that builds the model: build cut layers by code of
+#          one's own, never rely on `skip`, and count the parameters (or compare logits) after loading.
 set -euo pipefail
 tmp=$(mktemp -d); trap 'rm -rf "$tmp"' EXIT
 py=${FINDINGS_VENV:+$FINDINGS_VENV/bin/python}

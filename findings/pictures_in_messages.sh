@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # Library: datasets 5.2.0
-# Guess:   pictures inside chat messages become picture columns like those in a column of their own, and come back as pictures;
-#          message parts come back with the keys they had.
-# Happens: a picture within a message is stored as a plain structure and comes back as {"path": None, "bytes": ...}; the same
-#          picture in a column of its own, alone or in a list, comes back decoded. Every part gets the keys of all parts: a text
-#          part now has `image: None`. With the features written out the pictures are decoded; the None keys stay.
-# Do:      keep pictures in a column of their own and only markers in the messages, or write the features out; drop None keys
-#          before a chat template is applied, which may test for the key alone.
+# Guess:   pictures inside chat messages become picture columns like those in a column of their own, and come back as
+#          pictures; message parts come back with the keys they had.
+# Happens: a picture within a message is stored as a plain structure and comes back as {"path": None, "bytes": ...}; the
+#          same picture in a column of its own, alone or in a list, comes back decoded. Every part gets the keys of all
+#          parts: a text part now has `image: None`. With the features written out the pictures are decoded; the None
+#          keys stay.
+# Do:      keep pictures in a column of their own and only markers in the messages, or write the features out; drop None
+#          keys before a chat template is applied, which may test for the key alone.
 set -euo pipefail
 tmp=$(mktemp -d); trap 'rm -rf "$tmp"' EXIT
 py=${FINDINGS_VENV:+$FINDINGS_VENV/bin/python}
@@ -32,17 +33,27 @@ explicit = Dataset.from_list([{"messages": messages}], features=written)
 
 
 def kind(x):
-    return "picture" if isinstance(x, Picture.Image) else type(x).__name__ + (str(sorted(x)) if isinstance(x, dict) else "")
+    return (
+        "picture"
+        if isinstance(x, Picture.Image)
+        else type(x).__name__ + (str(sorted(x)) if isinstance(x, dict) else "")
+    )
 
 
 parts = plain[0]["messages"][0]["content"]
-seen = {"in a message": kind(parts[0]["image"]), "in a list": kind(plain[0]["images"][0]), "alone": kind(plain[0]["image"]),
-        "in a message, features written out": kind(explicit[0]["messages"][0]["content"][0]["image"])}
+seen = {
+    "in a message": kind(parts[0]["image"]),
+    "in a list": kind(plain[0]["images"][0]),
+    "alone": kind(plain[0]["image"]),
+    "in a message, features written out": kind(explicit[0]["messages"][0]["content"][0]["image"]),
+}
 for where, what in seen.items():
     print(f"{where}: {what}")
 by_key = Template("{% for c in content %}{% if 'image' in c %}<image>{% else %}{{ c['text'] }}{% endif %}{% endfor %}")
 asked, got = by_key.render(content=messages[0]["content"]), by_key.render(content=parts)
 print("text part:", parts[1], "| a template that tests for the key:", asked, "->", got)
-assert list(seen.values()) == ["dict['bytes', 'path']", "picture", "picture", "picture"], "nested pictures are now decoded"
+assert list(seen.values()) == ["dict['bytes', 'path']", "picture", "picture", "picture"], (
+    "nested pictures are now decoded"
+)
 assert parts[1]["image"] is None and (asked, got) == ("<image>What is it?", "<image><image>")
 PY

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Library: lmms-eval 0.7.3 (task `pope`)
-# Guess:   an answer to a yes question that is neither "yes" nor "no" counts as a miss in recall and F1, and the yes ratio is
-#          the share of "yes" among the answers.
-# Happens: such answers are left out of precision, recall and F1: a model that says "yes" once, rightly, and babbles else has
-#          F1 1.0 at an accuracy of .01. "Yes." with a period is such an answer too (accuracy 0, while `mme` strips the
-#          period). The yes ratio counts the true answers: it is that of the data for every model.
-# Do:      report accuracy with the share of answers that are "yes" or "no"; never F1 alone for models that may have lost
-#          the form of the answer; compute the yes ratio from the samples.
+# Guess:   an answer to a yes question that is neither "yes" nor "no" counts as a miss in recall and F1, and the yes
+#          ratio is the share of "yes" among the answers.
+# Happens: such answers are left out of precision, recall and F1: a model that says "yes" once, rightly, and writes
+#          nonsense otherwise has F1 1.0 at an accuracy of .01. "Yes." with a period is such an answer too (accuracy 0).
+#          The yes ratio counts the true answers: it is that of the data for every model.
+# Do:      report accuracy with the share of answers that are "yes" or "no"; never F1 alone for models that may have
+#          lost the form of the answer; compute the yes ratio from the samples.
 set -euo pipefail
 tmp=$(mktemp -d); trap 'rm -rf "$tmp"' EXIT
 py=${FINDINGS_VENV:+$FINDINGS_VENV/bin/python}
@@ -30,7 +30,9 @@ truth = ["yes", "no"] * 50
 
 
 def score(answers):
-    rows = [pope.pope_process_results({"answer": t, "question_id": i}, [a]) for i, (t, a) in enumerate(zip(truth, answers))]
+    rows = [
+        pope.pope_process_results({"answer": t, "question_id": i}, [a]) for i, (t, a) in enumerate(zip(truth, answers))
+    ]
     names = {k: "pope_aggregate_" + k.removeprefix("pope_") for k in rows[0]}
     return {k: round(getattr(pope, f)([r[k] for r in rows]), 3) for k, f in names.items()}
 
@@ -39,13 +41,13 @@ seen = {
     "always right": score(truth),
     "always yes": score(["yes"] * 100),
     "always no": score(["no"] * 100),
-    "one yes, else babble": score(["yes"] + ["the the the"] * 99),
+    "one yes, else nonsense": score(["yes"] + ["the the the"] * 99),
     "right, with a period": score([t.capitalize() + "." for t in truth]),
 }
 for name, row in seen.items():
     print(f"{name:22}", row)
-babble = seen["one yes, else babble"]
-assert (babble["pope_f1_score"], babble["pope_recall"], babble["pope_accuracy"]) == (1, 1, 0.01)
+nonsense = seen["one yes, else nonsense"]
+assert (nonsense["pope_f1_score"], nonsense["pope_recall"], nonsense["pope_accuracy"]) == (1, 1, 0.01)
 assert {row["pope_yes_ratio"] for row in seen.values()} == {0.5}, "the yes ratio now looks at the answers"
 assert seen["right, with a period"]["pope_accuracy"] == 0
 PY

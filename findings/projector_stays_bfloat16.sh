@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Library: peft 0.21.2 (transformers 5.23.0)
-# Guess:   on a bfloat16 LLaVA, LoRA matrices and the projector trained beside them (`modules_to_save`) get one type: float32.
-# Happens: the LoRA matrices are float32, the copy of the projector stays bfloat16. At the usual learning rate of 2e-5 most
-#          of its weights do not move at all: the step is less than half of the gap between two bfloat16 numbers.
-#          FSDP2 refuses two trainable types in one group for the same reason.
+# Guess:   on a bfloat16 LLaVA, LoRA matrices and the projector trained beside them (`modules_to_save`) get one type:
+#          float32.
+# Happens: the LoRA matrices are float32, the copy of the projector stays bfloat16. At the usual learning rate of 2e-5
+#          most of its weights do not move at all: the step is less than half of the gap between two bfloat16 numbers.
 # Do:      cast what is in `modules_to_save` to float32 before the optimizer is made, and train under autocast.
 set -euo pipefail
 tmp=$(mktemp -d); trap 'rm -rf "$tmp"' EXIT
@@ -21,8 +21,15 @@ from peft import LoraConfig, get_peft_model
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 print("peft", peft.__version__)
-vision = CLIPVisionConfig(hidden_size=16, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2, image_size=16,
-                          patch_size=8, projection_dim=16)
+vision = CLIPVisionConfig(
+    hidden_size=16,
+    intermediate_size=32,
+    num_hidden_layers=3,
+    num_attention_heads=2,
+    image_size=16,
+    patch_size=8,
+    projection_dim=16,
+)
 text = LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4)
 ids = torch.tensor([[3] + [5] * 4 + [7, 8, 9]])
 pixels = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -32,8 +39,10 @@ def step(cast):
     "Types of what is trained, and the share of weights that one step of AdamW moves."
     torch.manual_seed(0)
     model = LlavaForConditionalGeneration(LlavaConfig(vision_config=vision, text_config=text, image_token_index=5))
-    tuned = get_peft_model(model.to(torch.bfloat16), LoraConfig(
-        r=2, target_modules=r".*language_model.*(q_proj|v_proj)", modules_to_save=["multi_modal_projector"]))
+    tuned = get_peft_model(
+        model.to(torch.bfloat16),
+        LoraConfig(r=2, target_modules=r".*language_model.*(q_proj|v_proj)", modules_to_save=["multi_modal_projector"]),
+    )
     trained = {n: p for n, p in tuned.named_parameters() if p.requires_grad}
     if cast:
         for name, p in trained.items():

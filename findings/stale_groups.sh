@@ -1,9 +1,12 @@
 #!/usr/bin/env bash
 # Library: transformers 5.23.0, torch 2.13.0 (CPU, sdpa attention)
-# Guess:   when query heads are cut and the attention keeps its old `num_key_value_groups`, every call fails, or every call is wrong.
-# Happens: without padding all is right: sdpa groups the heads itself and never reads the attribute, so a forward pass, a mask
-#          of ones and generation pass every test. The first batch with padding raises, as eager attention does always.
-# Do:      set `num_key_value_groups` when heads are cut, and test cut attention with a padded batch, not with one prompt.
+# Guess:   when query heads are cut and the attention keeps its old `num_key_value_groups`, every call fails, or every
+#          call is wrong.
+# Happens: without padding all is right: sdpa groups the heads itself and never reads the attribute, so a forward pass,
+#          a mask of ones and generation pass every test. The first batch with padding raises, as eager attention does
+#          always.
+# Do:      set `num_key_value_groups` when heads are cut, and test cut attention with a padded batch, not with one
+#          prompt.
 set -euo pipefail
 tmp=$(mktemp -d); trap 'rm -rf "$tmp"' EXIT
 py=${FINDINGS_VENV:+$FINDINGS_VENV/bin/python}
@@ -21,8 +24,15 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 print("transformers", transformers.__version__, "torch", torch.__version__)
 torch.manual_seed(0)
-config = LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=8,
-                     num_key_value_heads=4, head_dim=4)
+config = LlamaConfig(
+    vocab_size=64,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=8,
+    num_key_value_heads=4,
+    head_dim=4,
+)
 stale = LlamaForCausalLM(config).eval()
 rows = torch.cat([torch.arange(4) + 8 * group for group in range(4)])  # one query head of each pair stays: 4 heads on 4
 for layer in stale.model.layers:

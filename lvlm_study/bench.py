@@ -15,7 +15,8 @@ __all__ = ['BACKWARD_KINDS', 'REAL_MODELS', 'SMALL_CONFIGS', 'BENCHMARKS', 'CHIL
            'random_picture', 'picture_sample', 'measure_taylor_memory_7b', 'measure_recovery_step_7b',
            'measure_speed_7b', 'last_logits', 'relative_distance', 'same_with_cache', 'zeroed_logits',
            'measure_exactness', 'Benchmark', 'score_benchmarks', 'recovery_benchmarks', 'surgery_benchmarks',
-           'real_size_benchmarks', 'select_benchmarks', 'main', 'bench_command', 'child_command']
+           'peer_benchmarks', 'build_benchmarks', 'real_size_benchmarks', 'select_benchmarks', 'main', 'bench_command',
+           'child_command']
 
 # %% ../nbs/efficiency/bench.ipynb #9c8f014e
 import json
@@ -39,7 +40,9 @@ from fastcore.script import Param, call_parse
 from torch.nn import functional as F
 from transformers import AutoModelForImageTextToText, CLIPVisionConfig, LlamaConfig, LlamaForCausalLM, LlavaConfig
 from transformers import LlavaForConditionalGeneration, PhiConfig, SiglipVisionConfig
-from .core.store import Run, default_device, record
+from .core.store import Run, cache_dir, default_device, record
+from .efficiency.builds import EARLIER_BUILD, measure_large_data, time_evaluation, time_step
+from .efficiency.peers import PEERS, measure_peer
 from .importance.block_influence import block_influence, cosine_distance
 from .importance.importance import Scores, score
 from .importance.layer_scores import skip_layers
@@ -945,6 +948,27 @@ def surgery_benchmarks(
     }
     return [Benchmark(part, 'random', f'surgery: {what}', f) for part, (what, f) in parts.items()]
 
+# %% ../nbs/efficiency/bench.ipynb #52db51d5
+def peer_benchmarks(
+    folder: str | None = None,  # Where the environments of peers lie; None: `peers` in the cache
+) -> list:
+    "SmolLM2 at one size, by every peer."
+    environments, benchmarks = folder or cache_dir('peers'), []
+    for name, (package, _) in PEERS.items():
+        part = package or ('ours' if name.startswith('this') else 'rules')
+        benchmarks.append(Benchmark(part, 'smollm2', f'peers: {name}', partial(measure_peer, name, environments)))
+    return benchmarks
+
+# %% ../nbs/efficiency/bench.ipynb #a1950021
+def build_benchmarks() -> list:
+    "Reading a file of LLaVA's size, and this build beside an earlier one."
+    parts = {
+        'data': ('665,000 conversations', 'memory and time', measure_large_data),
+        'evaluation': ('tiny-llava', f'evaluation beside {EARLIER_BUILD}', time_evaluation),
+        'step': ('SmolLM2 shape', f'recovery step beside {EARLIER_BUILD}', time_step),
+    }
+    return [Benchmark(part, model, f'build: {what}', f) for part, (model, what, f) in parts.items()]
+
 # %% ../nbs/efficiency/bench.ipynb #a86fd027
 def real_size_benchmarks(
     small: bool = False,  # Tiny shapes instead, to try them without a GPU
@@ -983,17 +1007,24 @@ def real_size_benchmarks(
 
 # %% ../nbs/efficiency/bench.ipynb #e1ae2331
 BENCHMARKS = dict(
-    scores=score_benchmarks, recovery=recovery_benchmarks, surgery=surgery_benchmarks, real_size=real_size_benchmarks
+    scores=score_benchmarks,
+    recovery=recovery_benchmarks,
+    surgery=surgery_benchmarks,
+    peers=peer_benchmarks,
+    build=build_benchmarks,
+    real_size=real_size_benchmarks,
 )
 CHILD_TASKS = dict(
-    backward_growth=backward_growth, logits_growth=logits_growth, time_prune_checkpoint=time_prune_checkpoint
+    backward_growth=backward_growth,
+    logits_growth=logits_growth,
+    time_prune_checkpoint=time_prune_checkpoint,
 )
 
 # %% ../nbs/efficiency/bench.ipynb #6e868d72
 def select_benchmarks(
-    name: str,  # 'scores', 'recovery', 'surgery' or 'real_size'
+    name: str,  # 'scores', 'recovery', 'surgery', 'peers', 'build' or 'real_size'
     parts: Sequence[str] = (),  # Some of its parts; empty: all
-    **options: object,  # Passed to the group: 'small' for real_size, 'folder' and 'rounds' for surgery
+    **options: object,  # Passed to the group: 'small' for real_size, 'folder' for surgery and peers
 ) -> list:  # Of `Benchmark`
     "The benchmarks of a group; ValueError for a group or a part that does not exist."
     if name not in BENCHMARKS:
@@ -1006,7 +1037,7 @@ def select_benchmarks(
 
 # %% ../nbs/efficiency/bench.ipynb #65e826e8
 def main(
-    name: str,  # 'scores', 'recovery', 'surgery' or 'real_size'
+    name: str,  # 'scores', 'recovery', 'surgery', 'peers', 'build' or 'real_size'
     parts: Sequence[str] = (),  # Some of its parts; empty: all
     again: bool = False,  # Measure what is stored already?
     small: bool = False,  # real_size only: tiny shapes; nothing is stored
@@ -1033,16 +1064,18 @@ def main(
 
 # %% ../nbs/efficiency/bench.ipynb #6d7e02f7
 def bench_command(
-    name: Param('scores, recovery, surgery or real_size', str, choices=tuple(BENCHMARKS)),  # Group of benchmarks
+    name: Param(
+        'scores, recovery, surgery, peers, build or real_size', str, choices=tuple(BENCHMARKS)
+    ),  # Group of benchmarks
     parts: Param('some parts of it; none: all', str, nargs='*'),  # Words such as memory or speed
     again: bool = False,  # Measure what is stored already
     small: bool = False,  # real_size: tiny shapes, no GPU needed, nothing stored
-    folder: str = '',  # surgery: where the large folders go; empty: the temporary folder
+    folder: str = '',  # surgery: where the large folders go, empty: the temporary one; peers: their environments
     rounds: int = 3,  # surgery: how often copying and pruning are timed
 ) -> None:  # Ends the process with 0, or 1 where a benchmark failed
     "Benchmarks of speed and memory: show what is stored, measure what is missing."
     transformers.logging.set_verbosity_error()
-    options = dict(folder=folder or None, rounds=rounds) if name == 'surgery' else {}
+    options = dict(surgery=dict(folder=folder or None, rounds=rounds), peers=dict(folder=folder or None)).get(name, {})
     try:
         sys.exit(main(name, parts, again, small and name == 'real_size', **options))
     except ValueError as e:

@@ -1,6 +1,7 @@
 """A hundred bad inputs on the commands: each ends in one sentence and status 2, and nothing is written."""
 
 import copy
+import dataclasses
 import json
 import math
 import shutil
@@ -8,12 +9,13 @@ import shutil
 import datasets
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from test_real_checkpoints import edit_config, lm, quantized_folder
 
 from lvlm_study.core.store import Run
 from lvlm_study.data.instruction_data import Collator
 from lvlm_study.data.toy_benchmarks import instructions
+from lvlm_study.efficiency.engines import check_engine, export
+from lvlm_study.efficiency.quantization import quantize
 from lvlm_study.evaluation.evaluate import evaluate
 from lvlm_study.importance.importance import Scores, score
 from lvlm_study.models.architecture import parameter_sizes
@@ -23,11 +25,13 @@ from lvlm_study.pruning.checkpoint import prune_checkpoint
 from lvlm_study.pruning.doctor import doctor
 from lvlm_study.pruning.layer_pruning import layer_plan
 from lvlm_study.pruning.plan import Plan
+from lvlm_study.pruning.repair import repair
 from lvlm_study.pruning.surgery import apply_plan
 from lvlm_study.pruning.width_pruning import width_plan
-from lvlm_study.recovery.losses import TrainingSamples
-from lvlm_study.recovery.recovery import recover
+from lvlm_study.recovery.losses import Recovery
+from lvlm_study.recovery.recovery import load_recovery, recover
 from lvlm_study.recovery.teacher_cache import cache_teacher
+from lvlm_study.study import cli as commands
 from lvlm_study.study.runner import run_all
 
 
@@ -361,6 +365,7 @@ VALUES = {
     'score data columns': (lambda m, r: score(m, r.remove_columns('images'), 'bi'), 'no images is there'),
     'score criteria number': (lambda m, r: score(m, r, 3), 'criteria are names, not 3'),
     'score criteria unknown': (lambda m, r: score(m, r, 'bj'), "unknown criterion 'bj'"),
+    'score nothing': (lambda m, r: score(m, r, []), 'no criterion is named'),
     'evaluate limit': (lambda m, r: evaluate(m, 'small', limit='5'), "not '5'"),
     'evaluate suite': (lambda m, r: evaluate(m, 'popes'), 'popes'),
     'evaluate rows': (lambda m, r: evaluate(m, r), 'this data set has no'),
@@ -370,6 +375,7 @@ VALUES = {
     'recover fraction': (lambda m, r: recover(m, r, fraction='0.5'), 'fraction'),
     'recover teacher': (lambda m, r: recover(m, r, 'kl', teacher='tiny-llava'), 'a teacher is a model'),
     'recover setting': (lambda m, r: recover(m, r, learning_rate=1), 'learning_rate'),
+    'recover seed': (lambda m, r: recover(m, r, seed='a'), "seed is a whole number, not 'a'"),
     'recover lr': (lambda m, r: recover(m, r, lr='fast'), 'lr'),
     'load dtype': (lambda m, r: load_lvlm('tiny-llava', dtype='float16'), "dtype is one of .* not 'float16'"),
     'load dtype int': (lambda m, r: load_lvlm('tiny-llava', dtype=torch.int8), 'dtype is one of'),
@@ -383,6 +389,34 @@ VALUES = {
     'apply text': (lambda m, r: apply_plan(m, 'plan.json'), 'a plan is made by'),
     'prune text': (lambda m, r: prune_checkpoint(STUDY_MODELS_FOLDER / 'tiny-llava', 'x', 'p.json'), 'a plan is'),
     'doctor number': (lambda m, r: doctor(7), 'doctor examines a folder'),
+    'export nothing': (lambda m, r: export(None), 'by its name, not None'),
+    'export number': (lambda m, r: export(7, out='x.gguf'), 'by its name, not 7'),
+    'score batch_size nothing': (lambda m, r: score(m, r, 'bi', batch_size=None), 'batch_size is a whole number'),
+    'score path': (lambda m, r: score(m, r, 'bi', path=7), 'path is where scores are stored'),
+    'plan how': (lambda m, r: layer_plan(scores_of(m), 0.3, {}), 'a way to choose layers is a name'),
+    'plan order': (lambda m, r: layer_plan(scores_of(m), 0.3, order=7), 'an order is the numbers of layers'),
+    'width within': (lambda m, r: width_plan(scores_of(m), 0.3, within='a'), "within is a plan, .* not 'a'"),
+    'plan layers': (lambda m, r: Plan.of(m, layers=7), 'layers are the numbers of those that stay'),
+    'plan heads': (lambda m, r: Plan.of(m, kv_heads=[1]), r'kv_heads are given by layer, .* not \[1\]'),
+    'repair names': (lambda m, r: repair('a', 'b'), r"a student is loaded first: give load_lvlm\('a'\)"),
+    'repair nothing': (lambda m, r: repair(m, m), 'calibration samples are'),
+    'repair maps': (lambda m, r: repair(m, m, r, maps=7), 'the maps that can be repaired are o and down, not 7'),
+    'repair rows': (lambda m, r: repair(m, m, r, rows='a'), "rows is a list .* not 'a'"),
+    'repair batch_size': (lambda m, r: repair(m, m, r, batch_size=None), 'batch_size is a whole number from 1 on'),
+    'recover trainable': (lambda m, r: recover(m, r, trainable=[]), 'trainable is one of'),
+    'recover out': (lambda m, r: recover(m, r, out={}), 'out is a folder that keeps the result'),
+    'recover steps': (lambda m, r: recover(m, r, max_steps='a'), 'max_steps'),
+    'export engine': (lambda m, r: export('tiny-llava', {}, out='x.gguf'), 'an engine is one of'),
+    'export out': (lambda m, r: export('tiny-llava', out=7), 'out is the file to write, not 7'),
+    'export multiple': (lambda m, r: export('tiny-llava', out='x.gguf', multiple=0), 'multiple is a whole number'),
+    'engine nothing': (lambda m, r: check_engine(None), 'an engine runs a checkpoint folder'),
+    'engine words': (lambda m, r: check_engine('tiny-gqa', words='a'), "words is a whole number from 1 on, not 'a'"),
+    'engine multiple': (lambda m, r: check_engine('tiny-gqa', multiple=0.5), 'multiple is a whole number from 1 on'),
+    'engine original': (lambda m, r: check_engine('tiny-gqa', original=7), 'an engine runs .* not 7'),
+    'quantize name': (lambda m, r: quantize('tiny-gqa'), 'a model is loaded first'),
+    'quantize kind': (lambda m, r: quantize(m, {}), 'a quantizer is one of'),
+    'prune nothing': (lambda m, r: prune_checkpoint(None, 'o', None), 'src is a checkpoint folder, not None'),
+    'prune nowhere': (lambda m, r: prune_checkpoint('m', 7, None), 'dst is a checkpoint folder, not 7'),
     'save nowhere': (lambda m, r: save_lvlm(m, ''), 'a folder to write is named'),
     'run budget': (lambda m, r: Run('layer_pruning', budget='x'), "budget is epochs or steps, not 'x'"),
     'run method': (lambda m, r: Run('layer_pruning', method='depth'), 'method is none or layer or width'),
@@ -413,3 +447,28 @@ def test_stored_pictures_are_decoded(lvlm, rows):
     assert isinstance(encoded, dict) and encoded['bytes']
     batch = Collator(lvlm)([rows[0] | dict(images=[encoded])])
     assert torch.equal(batch['pixel_values'], Collator(lvlm)([rows[0]])['pixel_values'])
+
+
+def test_damaged_curves_are_named_before_anything_is_asked(run, place, monkeypatch):  # noqa: F811
+    monkeypatch.chdir(place)
+    monkeypatch.setattr(commands, '_load', lambda *a: pytest.fail('the model was loaded'))
+    shutil.copytree('m', 'curved/model')
+    for damage in ('{"step": 1, "sft"', '[1, 2]', '{"sft": 1.0}', '{"step": "first"}'):
+        (place / 'curved' / 'curves.jsonl').write_text('{"step": 0, "sft": 2.0}\n' + damage + '\n')
+        status, out, err = run('lvlm_evaluate', 'curved/model', '--limit', 1, '--records', 'curved.parquet')
+        assert (status, out) == (2, '') and 'curves.jsonl is damaged in line 2' in err and err.count('\n') == 1
+    shutil.rmtree('curved')
+    assert not (place / 'curved.parquet').exists()
+
+
+@pytest.mark.parametrize('damage', ['{"step": 1, "sft"', '[1, 2]', '{"sft": 1.0}', '{"step": "first"}', ''])
+def test_damaged_curves_of_a_finished_recovery(damage, tmp_path):
+    "One sentence that names the file or the folder, before the model is loaded: there is none here."
+    folder = tmp_path / 'done'
+    folder.mkdir()
+    (folder / 'settings.json').write_text(json.dumps(dict(settings=dataclasses.asdict(Recovery()))))
+    good = '{"step": 0, "sft": 2.0, "seconds": 1}\n' if damage else ''
+    (folder / 'curves.jsonl').write_text(good + damage)
+    with pytest.raises(ValueError, match='damaged in line 2' if damage else 'holds no curves') as e:
+        load_recovery(folder)
+    assert '\n' not in str(e.value)

@@ -1059,6 +1059,7 @@ def test_commands_for_lmms_eval(tmp_path):
             and f'pretrained={tmp_path} ' in shell
             and all(b.task in shell for b in NINE_BENCHMARKS.values())
             and shell.count('mme') == 1 + shell.count('--model_args mme')
+            and 'use_cache' not in shell
         )
     assert lmms_eval_commands(tmp_path, ['POPE', 'GQA']).count('--tasks pope,gqa ') == 1
     (tmp_path / 'config.json').write_text('{"model_type": "gpt2"}')

@@ -3,11 +3,15 @@
 All of them on a checkpoint in LLaVA's original layout, exit status, and one sentence on bad input."""
 
 import json
+import os
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
 
+import published
 import pytest
 from guards import ROOT
 from originals import write_llava
@@ -16,7 +20,7 @@ from lvlm_study.importance.importance import CRITERION_NEEDS
 from lvlm_study.recovery.losses import RECIPES, TRAINABLE
 from lvlm_study.study import cli as commands
 from lvlm_study.study.runner import PRESETS
-from lvlm_study.models.loading import load_lvlm
+from lvlm_study.models.loading import MissingProcessor, load_lvlm
 from lvlm_study.data.toy_benchmarks import instructions
 
 COMMANDS = ['lvlm_score', 'lvlm_prune', 'lvlm_recover', 'lvlm_evaluate', 'lvlm_doctor', 'lvlm_export']
@@ -85,6 +89,54 @@ def test_walk_through(d, run, monkeypatch):
     assert run('lvlm_prune', 'llava', 'pruned', '--scores', 'scores', '--force')[0] == 0
 
 
+def rights(path):
+    "Who may read and write a file."
+    return oct(path.stat().st_mode & 0o777)
+
+
+@pytest.mark.parametrize('name', ['llava_15', 'gemma3', 'llava_next'])
+def test_published_checkpoints_follow_the_hints(name, d, run, tmp_path, monkeypatch):
+    "Score, prune with repair, recover, each by the line that the command before it ended with; then ask and examine."
+    monkeypatch.chdir(tmp_path)
+    folder = published.publish(name, tmp_path / 'a checkpoint')
+    if isinstance(load_lvlm(folder).processor, MissingProcessor):
+        pytest.skip('its processor needs torchvision')
+    shutil.copytree(d / 'pictures', tmp_path / 'my pictures')
+    shutil.copy(d / 'train.json', tmp_path)
+    words = ['lvlm_score', 'a checkpoint', 'scores', '--data', 'train.json', '--images', 'my pictures']
+    words += ['--samples', 4, '--device', 'cpu']
+    for command in ('lvlm_score', 'lvlm_prune', 'lvlm_recover'):
+        assert words[0] == command
+        status, out, err = run(*words, '--json')
+        assert status == 0, (command, err)
+        words = shlex.split(json.loads(out)['next'])
+    assert words[:2] == ['lvlm_evaluate', 'recovered/model'] and json.loads(out)['samples'] == 2
+    status, out, err = run(*words, '--limit', 1, '--device', 'cpu', '--json')
+    assert status == 0 and len(json.loads(out)['table']) == 9, err
+    status, out, err = run('lvlm_doctor', 'recovered/model', '--json')
+    assert status == 0, out
+    mask = os.umask(0)
+    os.umask(mask)
+    files = [p for p in tmp_path.rglob('*.safetensors') if 'a checkpoint' not in p.parts]
+    assert len(files) >= 3 and {rights(p) for p in files} == {oct(0o666 & ~mask)}
+
+
+def test_a_dry_run_ends_with_the_same_line(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ['lvlm_score', 'tiny-llava', 'my scores', '--samples', '2', '--criteria', 'bi', '--device', 'cpu']
+    status, out, _ = run(*words, '--dry_run', '--json')
+    line = json.loads(out)['next']
+    assert status == 0 and shlex.split(line)[:3] == words[:3] and 'dry_run' not in line and '...' not in line
+    status, out, err = run(*shlex.split(line), '--json')
+    assert status == 0 and json.loads(out)['written'] == 'my scores.safetensors', err
+
+
+def test_doctor_knows_study_models_by_name(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    status, out, _ = run('lvlm_doctor', 'tiny-llava', '--json')
+    assert status == 0 and json.loads(out)['ok'] and json.loads(out)['next'].startswith('lvlm_evaluate tiny-llava')
+
+
 BAD = [
     (('lvlm_score', 'nothing-here', 's', '--samples', '2'), 'neither a study model'),
     (('lvlm_score', 'tiny-llava', 's', '--data', 'gone.json'), 'is no data'),
@@ -133,7 +185,7 @@ def test_help_names_what_is_accepted(run, monkeypatch):
     criteria = help_of('criteria', score).partition(':')[2].partition('(')[0].strip().split(', ')
     assert set(criteria) == set(CRITERION_NEEDS)
     suites = help_of('suite', evaluate).partition('(')[0].strip()
-    assert set(re.findall(r'[a-z0-9]{3,}', suites)) - {'benchmark', 'all'} == set(commands.SUITES) - {'mme-c', 'mme-p'}
+    assert set(re.findall(r'[a-z0-9-]{3,}', suites)) - {'benchmark', 'all'} == set(commands.SUITES) - {'mme-c', 'mme-p'}
     presets = help_of('preset', run('study_command', '--help')[1]).partition('(')[0].strip()
     assert set(re.split(r', | or ', presets)) == set(PRESETS)
 

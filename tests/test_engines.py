@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from test_costs import CONFIGS
-from transformers import AutoModelForCausalLM
+from test_costs import CONFIGS, SIZES
+from transformers import AutoModelForCausalLM, LlamaConfig
 from lvlm_study.core.store import read_rows
 from lvlm_study.efficiency.engines import check_engine, engine_plans, engine_rules, engine_runs, export, torch_answers
 from lvlm_study.efficiency.gguf_files import decode_tensor, encode_tensor, encode_value, file_widths, write_gguf
@@ -139,6 +139,21 @@ def test_onnx_engines(engine, tmp_path):
     with OnnxModel(write_onnx(lvlm, tmp_path / 'x.onnx'), engine) as model:
         model.read(IDS[:9].numpy())
         assert np.abs(model.read(IDS[9:].numpy(), start=9) - logits_of(lvlm)[9:]).max() < 1e-4
+        one = [model.read(IDS[i : i + 1].numpy(), start=i) for i in range(3)]  # Caches of 0, 1 and 2 tokens
+        assert np.abs(np.concatenate(one) - logits_of(lvlm)[:3]).max() < 1e-4
+
+
+def test_layers_of_unequal_widths_compile_as_one_graph():
+    from torch._dynamo.testing import CompileCounter
+
+    torch.manual_seed(0)
+    config = LlamaConfig(**SIZES | dict(num_hidden_layers=9), num_key_value_heads=2)
+    lvlm = LVLM(AutoModelForCausalLM.from_config(config).eval())
+    student = apply_plan(lvlm, Plan.of(lvlm, mlp_channels={i: range(96 - i) for i in range(9)}))
+    before, counter = logits_of(student), CompileCounter()
+    torch._dynamo.reset()
+    student.model.compile(backend=counter)
+    assert np.abs(logits_of(student) - before).max() < 1e-5 and counter.frame_count == 1
 
 
 def test_export_and_its_errors(tmp_path):
@@ -160,6 +175,8 @@ def test_torch_answers_read_the_picture():
         again = lvlm.part('lm')(inputs_embeds=torch.from_numpy(tokens)[None]).last_hidden_state
         assert np.abs(lvlm.part('head')(again)[0].numpy() - logits).max() < 1e-4
     assert words[0] == logits[-1].argmax() and len(words) == 5
+    lvlm.model.generation_config.eos_token_id = int(words[1])  # The end token is not forbidden, and stops nothing
+    assert torch_answers(lvlm, 5)[2] == words
 
 
 def test_stored_runs_hold_every_case():

@@ -2,11 +2,14 @@
 
 import pytest
 import torch
-from lvlm_study.data.toy_benchmarks import small_suite
+from lvlm_study.data.instruction_data import Collator
+from lvlm_study.data.toy_benchmarks import instructions, small_suite
 from lvlm_study.evaluation.evaluate import evaluate, iterate_answers
 from lvlm_study.evaluation.generation import clear_features, common_prefix, engine_blocker, picture_keys
 from lvlm_study.models.linear_speed import best_precision, fast_linear, linear_speeds
-from lvlm_study.models.loading import load_lvlm
+from lvlm_study.models.loading import load_lvlm, model_inputs
+from lvlm_study.pruning.plan import Plan
+from lvlm_study.pruning.surgery import apply_plan
 
 
 def answers(lvlm, rows, **options):
@@ -78,6 +81,19 @@ def test_evaluate_keeps_precisions_apart(tmp_path):
 def test_common_prefix():
     assert common_prefix([[1, 2, 3, 4], [1, 2, 5], [1, 2, 3]]) == 2
     assert common_prefix([[7], [7, 8]]) == 0
+
+
+def test_a_draft_is_given_no_picture():
+    "The sentence in `timing`: right words, and a vision encoder of the draft that is never run."
+    lvlm, looked = load_lvlm('tiny-llava'), []
+    draft = apply_plan(lvlm, Plan.of(lvlm, range(6)))
+    draft.part('vision').register_forward_pre_hook(lambda module, args: looked.append(1))
+    batch = model_inputs(lvlm, Collator(lvlm)([instructions('recovery', 1)[0]]))
+    assert 'pixel_values' in batch
+    with torch.inference_mode():
+        plain = lvlm.model.generate(**batch, max_new_tokens=6, do_sample=False, eos_token_id=-1)
+        words = lvlm.model.generate(**batch, max_new_tokens=6, eos_token_id=-1, assistant_model=draft.model)
+    assert torch.equal(plain, words) and not looked
 
 
 def test_fast_linear_gradients_and_restoration():

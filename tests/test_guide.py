@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import sys
 
 import numpy as np
@@ -13,9 +14,9 @@ from lvlm_study import recommend
 from lvlm_study.core.store import Run, load_results, read_rows, temporary_results, write_row
 from lvlm_study.models.architecture import count_config, paper_config
 from lvlm_study.study import cli as commands
-from lvlm_study.study import guide
-from lvlm_study.study.guide import case_options, check_guide, decision_map, describe_case, measured_settings
-from lvlm_study.study.guide import published_settings, witness_distances
+from lvlm_study.study.guide import case_options, check_guide, decision_map, option_commands
+from lvlm_study.study.settings import RESULT_FILES, bits_evidence, describe_case, language_settings, measured_settings
+from lvlm_study.study.settings import published_settings, repair_evidence, stored_runs, witness_distances
 
 LLAVA = 'LLaVA-v1.5-7B'
 MODELS = (LLAVA, 'Bunny-v1.0-3B', 'tiny-internvl')
@@ -37,7 +38,8 @@ def test_more_memory_never_gives_a_worse_model(model, source):
 def test_more_of_anything_never_gives_a_worse_model(limit):
     most = dict(latency=1, hours=60, data=1)[limit]
     values = [most * share for share in (0.01, 0.05, 0.1, 0.5, 0.75, 1)]
-    expected = [recommend(LLAVA, memory=9.5, **{limit: v}).expected for v in values]
+    memory = 9.5 if limit == 'latency' else 6.0  # less than 8 bits take, so that training has something to mend
+    expected = [recommend(LLAVA, memory=memory, **{limit: v}).expected for v in values]
     assert never_falls(expected) and expected[-1] > expected[0]
 
 
@@ -70,6 +72,27 @@ def test_an_impossible_budget_names_the_nearest_possible():
     assert 'at least' in repr(advice) and set(advice.nearest) == {'memory'}
     least = advice.nearest['memory']
     assert recommend(LLAVA, memory=least).ok and not recommend(LLAVA, memory=0.999 * least).ok
+
+
+@pytest.mark.parametrize('seed', range(4))
+def test_easing_one_limit_as_named_is_enough_and_less_is_not(seed):
+    "For budgets drawn at random that nothing fits."
+    rng, refused = np.random.default_rng(seed), 0
+    for model in MODELS:
+        whole = describe_case(model).memory(0)
+        limits = dict(memory=rng.uniform(0.2, 0.5) * whole, latency=rng.uniform(0.2, 0.5), data=rng.uniform(0, 0.02))
+        advice = recommend(model, **limits)
+        if advice.ok:
+            continue
+        refused += 1
+        assert advice.choice is None and advice.commands == () and advice.nearest
+        eased = {name: recommend(model, **limits | {name: least}).ok for name, least in advice.nearest.items()}
+        assert all(eased.values()) or not any(eased.values())
+        rest = limits if all(eased.values()) else {}  # where no single limit helps, what each needs alone is named
+        for name, least in advice.nearest.items():
+            assert recommend(model, **rest | {name: least}).ok
+            assert least == 0 or not recommend(model, **rest | {name: 0.999 * least}).ok
+    assert refused, 'some of these budgets must be impossible'
 
 
 def test_two_limits_that_exclude_each_other():
@@ -125,6 +148,7 @@ def test_a_stored_ratio_gives_the_stored_number():
             (options.method == 'layer') & (options.recipe == line.recipe) & np.isclose(options.ratio, line.ratio)
         ]
         same = same[(same.trainable == line.trainable) & (same.fraction == line.fraction) & ~same.interpolated]
+        same = same[(same.repair == line.repair) & (same.bits == line.bits)]
         assert len(same) == 1 and same.retention.iloc[0] == pytest.approx(line.retention, abs=0.01)
 
 
@@ -136,15 +160,73 @@ def test_nothing_beyond_the_last_row():
 
 def test_rows_that_an_answer_rests_on_exist():
     advice = recommend('Bunny-v1.0-3B', memory=5, data=0.1, hours=20)
-    keys = set().union(*(read_rows(name) for name in guide.RESULT_FILES))
+    keys = set().union(*(read_rows(name) for name in RESULT_FILES))
     names = advice.choice.rows.split()
     assert names and (set(names) <= keys or advice.choice.source == 'published')
     pruned = case_options(describe_case(LLAVA)).query('method != "none"')
     assert all(set(rows.split()) <= keys for rows in pruned.rows.unique())
 
 
+@pytest.mark.parametrize('model', MODELS)
+def test_every_answer_names_its_rows(model):
+    "A row that is stored, or a table or figure of the paper; only keeping the original needs none."
+    keys, tables = set().union(*(read_rows(name) for name in RESULT_FILES)), set(published_settings().rows)
+    printed = set(' '.join(tables).split())
+    whole, rng = describe_case(model).memory(0), np.random.default_rng(1)
+    for share in (0.45, 0.6, 0.75, 0.9, 1.1):
+        advice = recommend(model, memory=share * whole, data=rng.choice([0, 0.05, 1]), hours=rng.choice([0, 5, 50]))
+        for option in (advice.choice, advice.cheaper, advice.published):
+            if option is None or (option.ratio == 0 and option.bits == 16):
+                continue
+            known = keys if option.source == 'measured' else printed
+            assert option.rows and set(option.rows.split()) <= known
+        if advice.choice is not None and advice.choice.rows:
+            first = advice.choice.rows.split()[0]
+            assert first in repr(advice) and first in advice.to_dict()['choice']['rows']
+
+
+def test_fewer_bits_within_the_noise_are_advised():
+    "12 GiB for a 7B model: rows of a tiny one say that 8 bits cost nothing; the paper alone, that they cost a little."
+    advice = recommend('llava-v1.5-7b', memory=12, data=500)
+    assert advice.verdict == 'quantize' and advice.advised.bits == 8 and advice.advised.ratio == 0
+    assert advice.commands[-1].endswith('--type Q8_0')
+    for share in (0.7, 0.8, 0.95):
+        other = recommend(LLAVA, memory=share * describe_case(LLAVA).memory(0))
+        assert (other.verdict == 'even') == (other.advised is not other.choice)
+
+
+def test_own_samples_are_all_used():
+    "A number of samples is what train.json holds: the share on the command line is one of these."
+    options = case_options(describe_case(LLAVA)).query('recipe != "none" and budget == "epochs"')
+    option = options[np.isclose(options.fraction, 0.05)].iloc[0]
+    for share, part in ((1.0, '0.05'), (0.1, '0.5'), (0.01, '1')):
+        line = next(line for line in option_commands(option, LLAVA, share) if line.startswith('lvlm_recover'))
+        assert line.split('--fraction ')[1].split()[0] == part
+    assert 'your 20,000 samples' in repr(recommend(LLAVA, memory=8, data=20_000))
+
+
+def test_what_the_way_needs_is_said():
+    "A card that holds the smaller model need not hold the original, nor a training."
+    few = ' '.join(recommend('llava-v1.5-7b', memory=12, data=500).needs)
+    assert '--device cpu' in few and 'no recovery was run' in few
+    for memory in (6, 7, 8):
+        trained = recommend('llava-v1.5-7b', memory=memory, data=0.1)
+        if trained.advised.recipe not in ('none', 'sft'):
+            assert 'Training holds student and original at once' in ' '.join(trained.needs)
+    assert recommend('llava-v1.5-7b', memory=80).needs == ()
+
+
+def test_the_answer_is_the_same_from_any_folder(tmp_path, monkeypatch):
+    here = recommend('llava-v1.5-7b', memory=8, data=0.05)
+    monkeypatch.setenv('LVLM_CACHE', str(tmp_path))
+    monkeypatch.delenv('LVLM_RESULTS', raising=False)
+    monkeypatch.chdir(tmp_path)
+    assert repr(recommend('llava-v1.5-7b', memory=8, data=0.05)) == repr(here) and 'LVLM_RESULTS' not in os.environ
+
+
 def test_int8_alone_by_the_papers_own_numbers():
-    advice = recommend(LLAVA, memory=9, data=0)
+    assert recommend(LLAVA, memory=9, data=0).choice.source == 'measured'
+    advice = recommend(LLAVA, memory=9, data=0, source='published')
     assert advice.verdict == 'quantize' and advice.choice.source == 'published' and 'table7' in advice.choice.rows
     assert advice.expected == pytest.approx(100 * 52.5 / 53.7)
     assert any('8 bits' in line for line in advice.unknown)
@@ -174,6 +256,72 @@ def test_repaired_models_are_used_as_soon_as_they_are_stored():
         assert d[True] == 82 and d[False] == 70
 
 
+def stored(experiment, metrics, **fields):
+    "Write one row."
+    run = Run(experiment, **fields)
+    write_row(dict(key=run.key, run=run.__dict__, seconds=1.0, metrics=metrics))
+
+
+def retained(value, ratio=0.0):
+    return dict(retention=value, retention_low=value - 1, retention_high=value + 1, actual_ratio=ratio)
+
+
+def test_rows_in_8_bits_of_an_lvlm_take_the_place_of_the_papers():
+    with temporary_results():
+        stored('layer_pruning', retained(100.0) | dict(parameters=3_000_000), model='tiny-llava')
+        case = describe_case('LLaVA-v1.5-7B')
+        assert case_options(case).query('bits == 8').source.tolist() == ['published']
+        stored('quantization', retained(88.0), model='tiny-llava', purpose='int8')
+        stored('quantization', retained(66.0), model='tiny-llava', purpose='nf4')
+        options = case_options(case).set_index('bits')
+        assert options.expected[8] == 88 and options.expected[4] == 66 and set(options.source) == {'measured'}
+        advice = recommend(LLAVA, memory=9, data=0)
+        assert advice.verdict == 'quantize' and advice.expected == 88 and 'times smaller' in advice.distance
+        assert advice.commands[-1].endswith('--type Q8_0')
+
+
+def nats(near, far, megabytes, ratio):
+    return dict(near_nats=near, far_nats=far, megabytes=megabytes, actual_ratio=ratio)
+
+
+def test_language_rows_say_which_order_and_never_a_retention():
+    pruned = dict(model='a', method='layer', criterion='bi', ratio=0.3, calibration=16)
+    with temporary_results():
+        stored('layer_pruning', retained(100.0) | dict(parameters=3_000_000), model='tiny-llava')
+        stored('quantization', nats(2.0, 3.0, 200.0, 0.0), model='a', purpose='bfloat16')
+        stored('quantization', nats(2.1, 3.1, 120.0, 0.0), model='a', purpose='int8')
+        for recipe, worse in (('none', 2.0), ('repaired', 0.5)):
+            found = nats(2.0 + worse, 3.0 + worse, 140.0, 0.3)
+            stored('quantization', found, purpose='bfloat16', recipe=recipe, **pruned)
+        d = language_settings().set_index(['bits', 'repair', 'method']).perplexity
+        assert d[8, False, 'none'] == pytest.approx(math.exp(0.1))
+        assert d[16, True, 'layer'] == pytest.approx(math.exp(0.5))
+        case = describe_case(LLAVA)
+        (bits,), (repair,) = bits_evidence(case), repair_evidence(case)
+        assert bits.wins and repair.wins and bits.language and 'one seed' in bits.text and len(bits.rows) == 2
+        assert bits.factor == pytest.approx(case.parameters / 100e6)
+        assert 'a' not in set(measured_settings().model) and 'a' not in set(stored_runs().model)
+        for seed in (1, 2):
+            stored(
+                'quantization', nats(2.4, 3.4, 140.0, 0.3), purpose='bfloat16', recipe='repaired', seed=seed, **pruned
+            )
+        assert language_settings().query('repair').runs.tolist() == [3]
+
+
+def test_every_row_behind_a_sentence_exists():
+    keys = set().union(*(read_rows(name) for name in RESULT_FILES))
+    for model in (LLAVA, 'tiny-bunny'):
+        for e in recommend(model, memory=0.5 * describe_case(model).memory(0)).evidence:
+            assert set(e.rows) <= keys and e.model in e.text and e.text.endswith('.') and '  ' not in e.text
+
+
+def test_a_repair_is_asked_for_with_its_data():
+    option = case_options(describe_case(LLAVA)).query('repair and method == "layer"').iloc[0]
+    prune = next(line for line in option_commands(option, LLAVA) if line.startswith('lvlm_prune'))
+    assert prune.endswith('--repair --data train.json')
+    assert all('--data' not in line for line in option_commands(option, 'tiny-llava'))
+
+
 def test_it_says_how_far_the_rows_are():
     near = witness_distances(describe_case('tiny-gqa'))
     assert near.index[0] == 'tiny-gqa' and near.distance.iloc[0] == 0
@@ -188,6 +336,7 @@ def test_an_answer_is_plain_data():
         data = json.loads(json.dumps(advice.to_dict(), allow_nan=False))
         assert data['ok'] == advice.ok and data['verdict'] == advice.verdict
         assert '|' in advice._repr_markdown_()
+        assert [e['text'] for e in data['evidence']] == [e.text for e in advice.evidence]
 
 
 def test_an_engine_that_refuses_width_pruned_phi():

@@ -3,9 +3,12 @@
 import base64
 import io
 import json
+import re
+import shlex
 import statistics
 import sys
 from html.parser import HTMLParser
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -24,7 +27,11 @@ from lvlm_study.study.html_report import (
     next_command,
     read_curves,
     report_html,
+    report_name,
+    shell_line,
+    spider_svg,
     worst_questions,
+    write_index,
     write_report,
 )
 
@@ -138,6 +145,15 @@ def test_curves_are_found_beside_the_model_and_above(tmp_path):
     assert read_curves(tmp_path / 'model').sft.tolist() == [2.0, 1.5] == read_curves(tmp_path).sft.tolist()
 
 
+def test_what_was_not_scored_is_no_number():
+    picture = spider_svg(pd.Series(dict(POPE=50.0, GQA=np.nan, AI2D=130.0)))
+    assert 'nan' not in picture and 'GQA –' in picture and '130 %' in picture
+
+
+def test_one_step_is_seen():
+    assert 'in 1 step<' in curve_svg([1], [3.0], 'sft') and '<circle' in curve_svg([1], [3.0], 'sft')
+
+
 def test_a_flat_curve_is_drawn():
     assert 'nan' not in curve_svg([1, 2], [3.0, 3.0], 'sft') and 'nan' not in curve_svg([1], [3.0], 'sft')
 
@@ -148,14 +164,40 @@ def test_every_command_has_a_next_one():
     lines = [next_command(name, done, dict(ok=True)) for name in names]
     assert all(line.startswith('lvlm_') for line in lines) and len(set(lines)) == len(lines)
     assert next_command('lvlm_doctor', done, dict(ok=False)) == ''
-    assert '--base r.parquet' in next_command('lvlm_evaluate', done | dict(records='r.parquet'), {})
+    assert next_command('lvlm_evaluate', done | dict(records='r.parquet'), {}) == 'lvlm_score m scores'
+    assert next_command('lvlm_evaluate', done | dict(records='r.parquet'), dict(retention=90.0)) == 'lvlm_doctor m'
+
+
+@pytest.mark.parametrize('command', ['lvlm_score', 'lvlm_prune'])
+def test_hints_keep_the_data_and_can_be_pasted(command):
+    given = dict(model='my model', out='o', data="it's.json", images='two words', skip=True)
+    line = next_command(command, given, {})
+    words = shlex.split(line)
+    for name in ('data', 'images'):
+        assert words[words.index(f'--{name}') + 1] == given[name]
+    assert '--skip' in words and 'my model' in words and not re.search(r'\b[A-Z]{3,}\b|\.\.\.', line)
+    assert '--data' not in next_command(command, dict(model='m', out='o', data='small'), {})
+
+
+def test_the_same_questions_are_asked_again():
+    line = next_command('lvlm_evaluate', dict(model='m', suite='pope', rule='lmms-eval', limit=5), {})
+    assert shlex.split(line)[-2:] == ['--limit', '5'] and '--suite pope --rule lmms-eval' in line
+    assert '--records original.parquet' in line
+
+
+def test_lines_for_a_shell():
+    assert shell_line('c', Path('a b'), x='-1', y=True, z=False, r=0.3) == "c 'a b' --x=-1 --y --r 0.3"
 
 
 def test_the_explorer_shows_what_is_stored():
     data = explorer_data()
-    row = next(r for r in data['rows'] if r[:5] == ['tiny-llava', 'layer', 0.3, 'none', 0.0])
-    assert row[5] == pytest.approx(91.2, abs=0.06) and row[12] == 69.2 and len(row[11]) == len(data['names']) == 9
-    assert any(line.startswith('lvlm_prune tiny-llava') for line in row[13])
+    row = next(r for r in data['rows'] if r[:6] == ['tiny-llava', 'layer', 0.3, 'none', 0.0, 0])
+    assert row[6] == pytest.approx(91.2, abs=0.06) and row[13] == 69.2 and len(row[12]) == len(data['names']) == 9
+    assert any(line.startswith('lvlm_prune tiny-llava') for line in row[14])
+    repaired = next(r for r in data['rows'] if r[:6] == ['tiny-llava', 'layer', 0.3, 'none', 0.0, 1])
+    assert repaired[6] > row[6] and repaired[13] is None and repaired[10] == row[10]
+    assert any('--repair' in line for line in repaired[14])
+    assert any('LLaVA-v1.5-7B' in line for line in data['times']['tiny-llavalayer0.3'])
     page = explorer_page()
     assert len(page) < 250_000 and Whole(page).fetched == []
 
@@ -180,9 +222,35 @@ TOOK = """() => new Promise(done => { const t = performance.now()
   requestAnimationFrame(() => requestAnimationFrame(() => done(performance.now() - t))) })"""
 
 
+INSIDE = """[...document.querySelectorAll('svg text')].filter(t => {
+  const r = t.getBoundingClientRect(), s = t.ownerSVGElement.getBoundingClientRect()
+  return r.left < s.left - 1 || r.right > s.right + 1 || r.top < s.top - 1 || r.bottom > s.bottom + 1
+}).map(t => t.textContent)"""
+HEIGHT = "Math.min(...[...document.querySelectorAll('svg text')].map(t => t.getBoundingClientRect().height))"
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize('scheme', ['light', 'dark'])
+def test_the_explorer_can_be_read(tmp_path, browser, scheme):
+    "Wide and narrow, light and dark: nothing is cut off, letters have a size, words stand out from the ground."
+    (tmp_path / 'explorer.html').write_text(explorer_page(whole=True))
+    with outside(browser, 'file://', color_scheme=scheme) as (tab, _):
+        tab.goto(f'file://{tmp_path}/explorer.html')
+        words = tab.locator('.soft').first.evaluate('e => getComputedStyle(e).color')
+        numbers = [float(x) for x in re.findall(r'[\d.]+', words.replace('srgb', ''))[:3]]
+        bright = sum(numbers) / (3 if 'srgb' in words else 3 * 255)
+        assert bright > 0.8 if scheme == 'dark' else bright < 0.4
+        for width in (1200, 400):
+            tab.set_viewport_size(dict(width=width, height=900))
+            assert tab.evaluate(INSIDE) == [] and tab.evaluate(HEIGHT) >= 11.5
+            assert tab.evaluate('document.documentElement.scrollWidth') <= width
+            code = tab.locator('pre')
+            assert code.evaluate('e => e.scrollWidth <= e.clientWidth')
+
+
 @pytest.mark.browser
 def test_the_explorer_in_a_browser(tmp_path, browser, told):
-    (tmp_path / 'explorer.html').write_text(f'<!doctype html><meta charset="utf-8">{explorer_page()}')
+    (tmp_path / 'explorer.html').write_text(explorer_page(whole=True))
     with outside(browser, 'file://') as (tab, asked):
         faults = []
         tab.on('pageerror', lambda e: faults.append(str(e)))
@@ -197,6 +265,14 @@ def test_the_explorer_in_a_browser(tmp_path, browser, told):
             took.append(tab.evaluate(TOOK))
             seen.append(big.inner_text())
         assert len(set(seen)) >= 4, 'the arrow keys change what is shown'
+        tab.locator('[name=ratio]').press('Home')
+        before, plain = big.inner_text(), shown.locator('pre').inner_text()
+        tab.locator('[name=repair]').select_option('1')
+        assert (
+            big.inner_text() != before and '--repair' in shown.locator('pre').inner_text() and '--repair' not in plain
+        )
+        assert 'first word' in shown.locator('.time').inner_text()
+        tab.locator('[name=repair]').select_option('0')
         tab.locator('[name=method]').select_option('width')
         tab.locator('[name=recovery]').select_option(index=1)
         assert (
@@ -211,18 +287,47 @@ def test_the_explorer_in_a_browser(tmp_path, browser, told):
     assert ms <= BOUND
 
 
-def test_an_evaluation_leaves_a_report_and_says_what_is_next(tmp_path, monkeypatch, capsys):
+def names(folder):
+    return sorted(p.name for p in folder.glob('*.html'))
+
+
+def test_every_evaluation_has_a_page_of_its_own(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     words = ['tiny-llava', '--limit', '1', '--device', 'cpu', '--records', 'a.parquet']
     monkeypatch.setattr(sys, 'argv', ['lvlm_evaluate', *words, '--json'])
     assert _run_cli(commands.lvlm_evaluate.__wrapped__, True) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found['report'] == 'report.html' and found['next'].endswith('--base a.parquet')
-    assert 'What is left of each ability' not in (tmp_path / 'report.html').read_text()
-    commands.lvlm_evaluate('tiny-gqa', limit=1, device='cpu', records='b.parquet', base='a.parquet')
-    page = (tmp_path / 'report.html').read_text()
+    assert found['report'] == 'report-a.html' and found['next'] == 'lvlm_score tiny-llava scores'
+    first = (tmp_path / 'report-a.html').read_text()
+    assert 'What is left of each ability' not in first and names(tmp_path) == ['report-a.html']
+    found = commands.lvlm_evaluate('tiny-gqa', limit=1, device='cpu', records='b.parquet', base='a.parquet')
+    page, index = (tmp_path / 'report-b.html').read_text(), (tmp_path / 'reports.html').read_text()
     assert 'What is left of each ability' in page and Whole(page).faults == []
-    (tmp_path / 'report.html').write_text('mine')
-    with pytest.raises(FileExistsError, match='no report'):
-        commands.lvlm_evaluate('tiny-gqa', limit=1, device='cpu', records='c.parquet')
+    assert (tmp_path / 'report-a.html').read_text() == first and found['all_reports'] == 'reports.html'
+    assert index.count('<li>') == 2 and 'href="report-b.html"' in index and Whole(index).faults == []
+    for name in ('report-c.html', 'reports.html'):
+        (tmp_path / name).write_text('mine')
+        with pytest.raises(FileExistsError, match='no report'):
+            commands.lvlm_evaluate('tiny-gqa', limit=1, device='cpu', records='c.parquet')
+        (tmp_path / name).unlink()
     assert not (tmp_path / 'c.parquet').exists()
+
+
+def test_the_page_of_a_recovery_is_not_an_evaluations(tmp_path, page):
+    write_report(tmp_path / 'report.html', page)
+    write_report(report_name(tmp_path / 'r.parquet'), page)
+    assert write_index(tmp_path).name == 'reports.html' and names(tmp_path) == [
+        'report-r.html',
+        'report.html',
+        'reports.html',
+    ]
+    (tmp_path / 'report-x.html').write_text('<h1>of somebody</h1>')
+    assert write_index(tmp_path).read_text().count('<li>') == 2
+
+
+def test_damaged_curves_are_named(tmp_path):
+    (tmp_path / 'curves.jsonl').write_text('{"step": 1}\n{"step"')
+    with pytest.raises(ValueError, match='curves.jsonl is damaged in line 2'):
+        read_curves(tmp_path)
+    (tmp_path / 'curves.jsonl').write_text('')
+    assert read_curves(tmp_path) is None

@@ -24,9 +24,9 @@ from transformers import (
 from lvlm_study.core.store import Run, read_rows
 from lvlm_study.importance import importance
 from lvlm_study.importance.agreement import CALIBRATION_CRITERIA, run_calibration, spearman
-from lvlm_study.importance.block_influence import bootstrap_ci
+from lvlm_study.importance.block_influence import block_influence, bootstrap_ci
 from lvlm_study.importance.importance import CRITERIA, SCORE_KINDS, Scores, score
-from lvlm_study.importance.layer_scores import iterative_influence, skip_layers
+from lvlm_study.importance.layer_scores import iterative_influence, reference_block_influence, skip_layers
 from lvlm_study.importance.taylor import hook_gradients, zero_groups
 from lvlm_study.importance.validity import removal_effects, run_prediction
 from lvlm_study.models.architecture import LVLM, parameter_sizes
@@ -411,6 +411,21 @@ def test_published_influence(small):
     with torch.no_grad():
         h = torch.stack(lvlm.model(**batch, output_hidden_states=True).hidden_states)
     assert rel(score(lvlm, batch, 'bi', reference=True).layers['bi'], published_influence(h)) <= 1e-5
+
+
+def test_states_that_are_missing_are_counted(small):
+    "transformers gives no state for a layer of another class; hooks find all."
+
+    class Unchanged(torch.nn.Module):
+        def forward(self, hidden_states, *args, **options):
+            return hidden_states
+
+    lvlm, batch = copy.deepcopy(small[0]), small[1]
+    n = len(lvlm.layers)
+    lvlm.layers[1] = Unchanged()
+    assert block_influence(lvlm, [batch]).mean(0)[1].abs() < 1e-6
+    with pytest.raises(ValueError, match=f'gives {n} hidden states for {n} layers'):
+        reference_block_influence(lvlm, [batch])
 
 
 # --- properties -------------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ def test_together(guard):
 
 def test_figures_are_small():
     sizes = {p.name: p.stat().st_size for p in FIGURES.iterdir()}
-    assert sum(sizes.values()) <= 5_000_000, f'figures/ holds {sum(sizes.values()) / 1e6:.1f} MB; 5 is the most'
+    assert sum(sizes.values()) <= 6_000_000, f'figures/ holds {sum(sizes.values()) / 1e6:.1f} MB; 6 is the most'
 
 
 def test_package_and_tests_keep_to_the_width():

@@ -16,7 +16,9 @@ import torch, transformers
 def state():
     mpl = sys.modules.get('matplotlib')
     return dict(
-        dtype=torch.get_default_dtype(), grad=torch.is_grad_enabled(), environment=dict(os.environ),
+        dtype=torch.get_default_dtype(), grad=torch.is_grad_enabled(),
+        # torch itself sets these when its compiler or its threads are loaded
+        environment={k: v for k, v in os.environ.items() if not k.startswith(('TORCHINDUCTOR_', 'KMP_'))},
         folder=os.getcwd(), rcParams=mpl and dict(mpl.rcParams))
 
 def faults(name):

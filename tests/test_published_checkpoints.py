@@ -330,7 +330,7 @@ def test_what_is_no_whole_model_is_refused_in_a_sentence(folders, tmp_path, name
     assert not report.ok.all() and not (tmp_path / 'out').exists()
 
 
-@pytest.mark.parametrize('name', NO_TEMPLATE)
+@pytest.mark.parametrize('name', sorted(NO_TEMPLATE))
 def test_models_without_a_template_take_one(folders, tmp_path, name):
     folder = shutil.copytree(folders(name), tmp_path / 'm')
     with pytest.raises(ValueError, match='has no chat template: put a chat_template.jinja into its folder'):

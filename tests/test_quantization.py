@@ -5,11 +5,13 @@ import pytest
 import torch
 from test_costs import CONFIGS
 from test_engines import small
-from lvlm_study.core.store import read_rows
+from lvlm_study.core.store import Run, read_rows
 from lvlm_study.efficiency.llama_cpp import EngineMissing
 from lvlm_study.efficiency.onnx_files import engine_version
-from lvlm_study.efficiency.quantization import QUANTIZERS, check_smaller, next_token_nats, perplexity_ratio
-from lvlm_study.efficiency.quantization import quantization_results, quantization_runs, quantize, weight_bytes
+from lvlm_study.efficiency.quantization import QUANTIZERS, check_smaller, make_dense, next_token_nats
+from lvlm_study.efficiency.quantization import perplexity_ratio, pruned_for, quantization_results
+from lvlm_study.efficiency.quantization import quantization_runs, quantize, suite_quantization_runs
+from lvlm_study.efficiency.quantization import text_pieces, train_on_text, weight_bytes
 from lvlm_study.models.loading import load_lvlm
 
 PACKAGE_KINDS = {kind: package for kind, (package, _, _) in QUANTIZERS.items()}
@@ -35,7 +37,8 @@ def test_a_model_gets_smaller_and_stays_near(lvlm, kind):
     assert 0 < (a - b).abs().mean() < 0.2 * a.abs().mean()
     maps = sum(p.numel() for n, p in lvlm.layers.named_parameters() if 'norm' not in n)
     saved = (weight_bytes(lvlm) - weight_bytes(small_one)) / maps
-    assert 0.8 < saved <= 1.001 if '8' in kind else 1.3 < saved < 1.5
+    # int4 takes a byte a weight on a CPU
+    assert 0.8 < saved <= 1.001 if '8' in kind or kind == 'int4' else 1.3 < saved < 1.5
     assert all(torch.equal(v, before[k]) for k, v in lvlm.model.state_dict().items())
 
 
@@ -84,6 +87,75 @@ def test_intervals_are_paired():
 
 def test_stored_rows_belong_to_the_comparison():
     known = {run.key for run in quantization_runs('SmolLM2-135M')}
-    assert set(read_rows('quantization')) <= known and len(known) == 41
+    assert len(known) == 6 + 6 * 17
+    answers = {run.key for run in suite_quantization_runs()}
+    assert set(read_rows('quantization')) <= known | answers and not known & answers
     whole = quantization_results().query("method == 'none'").set_index('kind')
     assert whole.megabytes['int8'] < whole.megabytes['bfloat16'] and whole.near['int8'] < 1.02 * whole.near['bfloat16']
+
+
+@pytest.mark.parametrize('kind', ['int8', 'int4', 'nf4', 'Q8_0', 'Q4_0'])
+def test_dense_weights_are_what_kernels_multiply_by(lvlm, kind):
+    if PACKAGE_KINDS[kind] and not engine_version(PACKAGE_KINDS[kind]):
+        pytest.skip(f'{PACKAGE_KINDS[kind]} is not installed')
+    full, ids = load_lvlm('tiny-llava', torch.float32), torch.arange(5, 37)[None]
+    with torch.inference_mode():
+        by_kernel = quantize(full, kind).model(input_ids=ids).logits
+        dense = make_dense(quantize(full, kind)).model(input_ids=ids).logits
+        original = full.model(input_ids=ids).logits
+    assert (dense - by_kernel).abs().mean() < 0.1 * (by_kernel - original).abs().mean()
+    assert make_dense(quantize(lvlm, kind)).model.dtype == torch.float32
+
+
+def test_draws_of_text_never_meet_the_tests(lvlm):
+    pieces = {
+        (kind, seed): {tuple(row) for row in text_pieces(lvlm.tokenizer, kind, 40, seed=seed).tolist()}
+        for kind, seed in [('near', 0), ('calibration', 0), ('calibration', 1), ('calibration', 1000)]
+    }
+    assert all(not pieces['near', 0] & rows for key, rows in pieces.items() if key[0] == 'calibration')
+    assert pieces['calibration', 0] != pieces['calibration', 1]
+
+
+def test_a_short_course_lowers_the_loss_and_keeps_the_shape():
+    student, losses = load_lvlm('tiny-gqa', torch.float32), []
+    before = {k: v.clone() for k, v in student.model.state_dict().items()}
+    trained = train_on_text(student, steps=6, losses=losses)
+    assert len(losses) == 6 and losses[-1] < losses[0]
+    assert {k: v.shape for k, v in trained.model.state_dict().items()} == {k: v.shape for k, v in before.items()}
+    assert all(torch.equal(v, before[k]) for k, v in student.model.state_dict().items())
+    with pytest.raises(ValueError, match='a row is of a model that is none, repaired'):
+        pruned_for(student, Run('quantization', method='layer', recipe='sft', ratio=0.3), None)
+
+
+def row_of(method, kind, megabytes, nats, seed=0, ratio=0.3):
+    run = dict(model='x', method=method, recipe='none', purpose=kind, seed=seed)
+    run['ratio'] = ratio if method != 'none' else 0.0
+    curve = [nats + 0.01 * i for i in range(8)]
+    metrics = dict(megabytes=megabytes, near_nats=float(np.mean(curve)), far_nats=float(np.mean(curve)))
+    return dict(run=run, metrics=metrics, curves=dict(near=curve, far=curve))
+
+
+def test_a_rival_is_no_larger_and_a_verdict_needs_three_draws(monkeypatch):
+    from lvlm_study.efficiency import budget
+
+    whole = [row_of('none', 'int8', 100, 3.0), row_of('none', 'nf4', 60, 3.4)]
+    pruned = [row_of('width', 'int8', 80, 3.2, seed) for seed in range(3)] + [row_of('layer', 'int8', 80, 3.2)]
+    pruned += [row_of('layer', 'Q4_0', 50, 5.0)]
+    monkeypatch.setattr(budget, 'read_rows', lambda name: dict(enumerate(whole + pruned)))
+    cells = budget.quality_cells('x')
+    found = budget.against_rivals(cells).set_index(['method', 'kind'])
+    assert found.rival['width', 'int8'] == 'nf4' and found.verdict['width', 'int8'] == 'holds'
+    assert found.verdict['layer', 'int8'] == 'one seed' and found.verdict['layer', 'Q4_0'] == 'alone'
+    assert np.isclose(found.ratio['width', 'int8'], np.exp(-0.2))
+    sentence = budget.practitioner_sentence(cells)
+    assert 'beat every whole model that is no larger from 80 MB on' in sentence and 'Below 60 MB' in sentence
+
+
+def test_a_budget_takes_what_fits():
+    from lvlm_study.efficiency.budget import budget_options, what_fits
+
+    options = budget_options()
+    fit = what_fits(options, 150, 0.8)
+    assert len(fit) and (fit.file_MB <= 150).all() and (fit.word_time <= 0.8).all() and (fit.method != 'none').all()
+    with pytest.raises(ValueError, match='above 0'):
+        what_fits(options, -1)

@@ -54,3 +54,21 @@ def test_every_notebook_is_on_the_reading_list():
     none_found([p for p in paths if p not in text], 'README.md does not list:')
     at = [text.index(p) for p in paths if not re.search(rf'{re.escape(p)}.*{re.escape(p)}', text, re.S)]
     assert at == sorted(at), 'the reading list is not in the order of nbs/chapters.json'
+
+
+def test_findings_are_listed_and_held_by_tests():
+    folder, defined = ROOT / 'findings', set()
+    for path in (ROOT / 'tests').glob('test_*.py'):
+        defined |= set(re.findall(r'^def (test_\w+)', path.read_text(encoding='utf-8'), re.M))
+    rows = [line.split(' | ') for line in (folder / 'README.md').read_text(encoding='utf-8').splitlines()[6:]]
+    rows = [row for row in rows if row[0].startswith('| `')]
+    assert [row[0].strip('| `') for row in rows] == list(dict.fromkeys(row[0].strip('| `') for row in rows))
+    assert {row[0].strip('| `') for row in rows} == {path.stem for path in folder.glob('*.sh')}
+    none_found([row[0] for row in rows if len(row) != 6 or not row[5].strip('| ')], 'rows that leave a column empty:')
+    named = {name for row in rows for name in re.findall(r'`(test_\w+)`', row[5])}
+    none_found(sorted(named - defined), 'tests that are not there:')
+    for path in folder.glob('*.sh'):
+        text = path.read_text(encoding='utf-8')
+        parts = [text.find(f'\n# {word}:') for word in ('Library', 'Guess', 'Happens', 'Do')]
+        assert -1 < parts[0] < parts[1] < parts[2] < parts[3] and 'assert ' in text and '==' in text, path.name
+        assert 'set -euo pipefail' in text and 'lvlm_study' not in text, path.name

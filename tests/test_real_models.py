@@ -28,7 +28,8 @@ from lvlm_study.data.toy_images import IMAGE_MAKERS, make_page, page_lines, shap
 from lvlm_study.evaluation.language import chat_answers, chat_blocks, perplexity, text_blocks
 from lvlm_study.models import real_models
 from lvlm_study.models.real_models import merge_adapter, smol_chat_template, split_parts
-from lvlm_study.study.smol_training import SmolExample, WordSpace, cell_words, pack_example, packed_answer_losses
+from lvlm_study.study.smol_training import PictureText, SmolExample, cell_words, pack_example, packed_answer_losses
+from lvlm_study.study.smol_training import share_of_right_answers, writing_losses
 from PIL import Image
 from torch.nn import functional as F
 
@@ -194,30 +195,48 @@ def test_words_of_a_page_stand_in_its_rows():
     page = make_page(rng(1))
     words = cell_words(page)
     for row, word, number in page_lines(page):
-        assert [words[5 * row + c][-1] for c in range(3)] == [word] * 3
-        assert [words[5 * row + 3 + i][-1] for i in range(2)] == list(number)
+        assert [words[5 * row + c] for c in range(3)] == [['letter', letter, word] for letter in word]
+        assert [words[5 * row + 3 + i][:2] for i in range(2)] == [['digit', digit] for digit in number]
 
 
-def test_named_tokens_have_the_least_loss(tiny):
-    space = WordSpace(tiny, ['red', 'circle', 'nothing'])
-    targets = space.targets([['red'], ['circle'], ['nothing', 'red']])
-    assert torch.allclose(targets.sum(-1), torch.ones(3))
-    right = F.rms_norm(targets @ space.embedding_WD, (128,))
-    wrong = F.rms_norm(targets.roll(1, 0) @ space.embedding_WD, (128,))
-    assert space.loss(right, targets) < space.loss(wrong, targets)
+def test_written_pictures_differ_where_the_pictures_do(tiny):
+    text, seen = PictureText(tiny), set()
+    for seed in range(30):
+        p = IMAGE_MAKERS['scene'](rng(seed))
+        ids = text.ids(cell_words(p))
+        seen.add(tuple(ids.flatten().tolist()))
+        vectors = text.vectors(cell_words(p)).unflatten(0, (25, 4))
+        assert torch.equal(vectors[:, :3], tiny.part('embed').weight[ids])
+        assert len({tuple(v.tolist()) for v in vectors[:, 3]}) == 25
+    assert len(seen) == 30
+
+
+def test_only_right_words_have_no_distance(tiny):
+    text = PictureText(tiny)
+    words = [cell_words(IMAGE_MAKERS[kind](rng(1))) for kind in ('scene', 'page')]
+    tokens = torch.stack([text.vectors(cells) for cells in words])
+    naming, distance, right = writing_losses(tokens, text, words)
+    assert distance == 0 and right == 1
+    worse = writing_losses(tokens.roll(1, 0), text, words)
+    assert worse[0] > naming and worse[1] > 0.1 and worse[2] < 1
+
+
+def test_right_answers_are_counted_whole():
+    where = torch.tensor([[0, 4], [0, 5], [1, 6], [1, 9]])
+    assert share_of_right_answers(where, torch.tensor([True, True, False, True])) == pytest.approx(2 / 3)
+    assert share_of_right_answers(where, torch.tensor([True, False, False, False])) == 0
 
 
 def test_packed_losses_equal_those_of_questions_asked_alone(tiny):
     "A packed question sees the picture and itself only."
-    from lvlm_study.data.toy_images import draw_image
-
     p, source = training_image('train', 5)
-    questions = plain_training_questions(p, source, 4)
-    image = np.asarray(draw_image(p))
+    questions, text = plain_training_questions(p, source, 4), PictureText(tiny)
+    words = cell_words(p)
     tiny.part('lm').set_attn_implementation('matmul')
     with torch.no_grad():
-        packed, _ = packed_answer_losses(tiny, [pack_example(tiny, SmolExample(image, '', questions), 10**6)])
-        single = [packed_answer_losses(tiny, [pack_example(tiny, SmolExample(image, '', [q]))])[0] for q in questions]
+        packed = packed_answer_losses(tiny, [pack_example(tiny, SmolExample(words, '', questions), 10**6)], text, 0)[0]
+        alone = [pack_example(tiny, SmolExample(words, '', [q])) for q in questions]
+        single = [packed_answer_losses(tiny, [sequence], text, 0)[0] for sequence in alone]
     tiny.part('lm').set_attn_implementation('sdpa')
     assert len(packed) == sum(map(len, single))
     assert torch.allclose(packed, torch.cat(single), atol=1e-4)

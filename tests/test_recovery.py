@@ -559,6 +559,19 @@ def test_half_precision(student, samples):
         ] < result.curves.sft[0]
 
 
+def test_adapters_start_exactly_where_channels_are_zero(student):
+    masked = replace(student, model=copy.deepcopy(student.model))
+    with torch.no_grad():
+        for layer in masked.layers:
+            layer.mlp.up_proj.weight[5:40] = 0
+            layer.mlp.gate_proj.weight[5:40] = 0
+        inputs = dict(input_ids=torch.arange(5, 30)[None])
+        lvlm, peft = prepare_student(masked, recovery_settings('sft', trainable='lora'))
+        assert torch.equal(lvlm.model(**inputs).logits, masked.model(**inputs).logits)
+    lvlm.model(**inputs, labels=inputs['input_ids']).loss.backward()
+    assert all(p.grad.isfinite().all() for p in peft.parameters() if p.grad is not None)
+
+
 # --- killed and called again ------------------------------------------------------------------------------------
 
 

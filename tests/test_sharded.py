@@ -1,12 +1,17 @@
 """Two processes train as one does, divided or not, and go on where another number of processes stopped."""
 
+import copy
 import json
 import subprocess
 import sys
 import pytest
 import torch
+from transformers import LlamaConfig, LlavaForConditionalGeneration
 from lvlm_study.data.toy_benchmarks import instructions
-from lvlm_study.models.loading import load_lvlm
+from lvlm_study.models.architecture import LVLM
+from lvlm_study.models.loading import load_lvlm, save_lvlm
+from lvlm_study.models.safetensors_files import read_header, weight_files
+from lvlm_study.recovery import sharded
 from lvlm_study.recovery.losses import TrainingSamples
 from lvlm_study.recovery.recovery import recover
 from lvlm_study.recovery.sharded import recover_sharded
@@ -37,14 +42,59 @@ try:
     sharded.recover_sharded(lvlm, train, 'sft+hidden', load_lvlm('tiny-llava'), f'{folder}/killed', 'fsdp', **settings)
 except KeyboardInterrupt:
     print('stopped')
+sharded._save_checkpoint = plain
+teacher = load_lvlm('tiny-llava')
+resumed = sharded.recover_sharded(lvlm, train, 'sft+hidden', teacher, f'{folder}/alone', 'fsdp', **settings)
+if rank == 0: resumed.curves.to_json(f'{folder}/alone.json', orient='records')
+tied = load_lvlm(f'{folder}/tied-original')
+train = sharded.TrainingSamples(tied, instructions('recovery', 12))
+for strategy in ('fsdp', 'ddp'):
+    r = sharded.recover_sharded(
+        tied, train, 'sft+hidden', load_lvlm(f'{folder}/tied-original'), f'{folder}/tied-{strategy}', strategy,
+        trainable='projector+lm', **settings
+    )
+    if rank == 0: r.curves.to_json(f'{folder}/tied-{strategy}.json', orient='records')
 dist.destroy_process_group()
 """
 
 
+def stop_after_two(monkeypatch):
+    "The first checkpoint is the last thing that a training does."
+    plain = sharded._save_checkpoint
+
+    def stop(*args):
+        plain(*args)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sharded, '_save_checkpoint', stop)
+
+
+def tied_llava():
+    "tiny-llava with a language model in SmolLM2's shape: few KV heads, and a head that is the embeddings."
+    lvlm = load_lvlm('tiny-llava')
+    config = copy.deepcopy(lvlm.config)
+    sizes = dict(hidden_size=48, intermediate_size=128, num_hidden_layers=3, num_attention_heads=6)
+    given = {k: getattr(config.text_config, k) for k in ('vocab_size', 'max_position_embeddings')}
+    ids = {k: getattr(config.text_config, k) for k in ('bos_token_id', 'eos_token_id', 'pad_token_id')}
+    config.text_config = LlamaConfig(num_key_value_heads=2, tie_word_embeddings=True, **sizes, **given, **ids)
+    config.tie_word_embeddings = True
+    torch.manual_seed(0)
+    model = LlavaForConditionalGeneration(config).eval()
+    assert model.lm_head.weight is model.model.language_model.embed_tokens.weight
+    return LVLM(model, lvlm.processor, lvlm.tokenizer, name='tied')
+
+
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory):
-    "Two processes: trained divided, trained with whole copies, and stopped after two of four steps."
+    """Two processes: trained divided, trained with whole copies, and stopped after two of four steps.
+
+    They also go on with what one process began, and train a model whose head is its embeddings."""
     folder = tmp_path_factory.mktemp('sharded')
+    lvlm = load_lvlm('tiny-llava')
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stop_after_two(patch)
+        recover_sharded(lvlm, instructions('recovery', 12), 'sft+hidden', lvlm, folder / 'alone', 'ddp', **SETTINGS)
+    save_lvlm(tied_llava(), folder / 'tied-original')
     command = [sys.executable, '-c', WORKER, str(folder)]
     pipe = subprocess.PIPE
     runs = [
@@ -92,6 +142,31 @@ def test_goes_on_with_another_number_of_processes(trained, alone):
     assert weights_apart(result.lvlm.model, alone[1].lvlm.model) < 2e-3
 
 
+def test_two_processes_go_on_with_what_one_began(trained, alone):
+    curves = json.loads((trained / 'alone.json').read_text())
+    assert [c['step'] for c in curves] == [1, 2, 3, 4]
+    assert [c['sft'] for c in curves] == pytest.approx(list(alone[1].curves.sft), rel=2e-3)
+    assert weights_apart(load_lvlm(trained / 'alone' / 'model').model, alone[1].lvlm.model) < 2e-3
+
+
+def test_a_head_that_is_the_embeddings_stays_tied(trained):
+    "All of the language model is trained; losses and weights are those of one process, and the head is stored once."
+    lvlm = load_lvlm(trained / 'tied-original')
+    train = TrainingSamples(lvlm, instructions('recovery', 12))
+    given = dict(trainable='projector+lm', progress=False)
+    whole = recover(lvlm, train, 'sft+hidden', load_lvlm(trained / 'tied-original'), **given, **SETTINGS)
+    for strategy in ('fsdp', 'ddp'):
+        curves = json.loads((trained / f'tied-{strategy}.json').read_text())
+        for term in ('sft', 'hidden', 'grad_norm'):
+            assert [c[term] for c in curves] == pytest.approx(list(whole.curves[term]), rel=2e-3, abs=1e-5), term
+        saved = load_lvlm(trained / f'tied-{strategy}' / 'model')
+        head, embed = saved.part('head').weight, saved.part('embed').weight
+        assert head is embed and not torch.equal(embed, lvlm.part('embed').weight)
+        stored = {k for path in weight_files(trained / f'tied-{strategy}' / 'model') for k in read_header(path)}
+        assert sum('lm_head' in k or 'embed_tokens' in k for k in stored) == 1
+        assert weights_apart(saved.model, whole.lvlm.model) < 2e-3
+
+
 def test_asking_for_shares_and_getting_none_is_an_error(alone):
     lvlm = load_lvlm('tiny-llava')
     with pytest.raises(ValueError, match='there is one: launch with torchrun'):
@@ -100,6 +175,10 @@ def test_asking_for_shares_and_getting_none_is_an_error(alone):
         recover_sharded(lvlm, alone[0], 'sft', strategy='zero')
     with pytest.raises(ValueError, match='accumulation is not offered'):
         recover_sharded(lvlm, alone[0], 'sft', strategy='ddp', accumulation=2)
+    with pytest.raises(ValueError, match='bf16 is not offered'):
+        recover_sharded(lvlm, alone[0], 'sft', strategy='ddp', bf16=True)
+    with pytest.raises(ValueError, match='encoder of the model that the samples were encoded for is another one'):
+        recover_sharded(tied_llava(), alone[0], 'sft', strategy='ddp')
     assert torch.is_grad_enabled()
 
 

@@ -54,7 +54,7 @@ _STYLE = {
     'svg.hashsalt': 'lvlm',
 }
 
-
+# %% ../../nbs/core/plotting.ipynb #067c862d
 @contextmanager
 def plot_style() -> Iterator[None]:
     "Draw in the style of the study inside `with`; matplotlib's settings outside are not changed."
@@ -78,7 +78,7 @@ def figures_dir() -> Path:  # Created if absent
     folder.mkdir(exist_ok=True, parents=True)
     return folder
 
-
+# %% ../../nbs/core/plotting.ipynb #962199bc
 def save_figure(
     fig: Figure,  # A finished figure
     slug: str,  # Topic in lower case with hyphens, such as 'layer-vs-width'

@@ -35,7 +35,7 @@ CONVERSATION_FEATURES = datasets.Features(
     messages=datasets.List(dict(role=datasets.Value('string'), content=datasets.Value('string'))),
 )
 
-
+# %% ../../nbs/data/instruction_data.ipynb #071ad003
 def prompt_and_answer(
     question: str,  # Content of the user's message, with `<image>` where a picture belongs
     answer: str | None = None,  # Content of the assistant's message; None: the question alone, as a prompt
@@ -53,7 +53,7 @@ def text_messages(
     "Messages with texts as contents; ValueError for a part that is neither a text nor a picture."
     return [m if isinstance(m['content'], str) else m | dict(content=_text_of_parts(m['content'])) for m in messages]
 
-
+# %% ../../nbs/data/instruction_data.ipynb #26e89294
 def _text_of_parts(parts):
     "A content as one text; keys with None, which data sets put in, are passed over."
     pieces = []
@@ -90,7 +90,7 @@ def chat_template(
     name = getattr(model, 'name', '') or 'this model'
     raise ValueError(f'{name} has no chat template: put a chat_template.jinja into its folder')
 
-
+# %% ../../nbs/data/instruction_data.ipynb #4ffab54e
 def _tokenizer(model):
     return model.tokenizer if isinstance(model, LVLM) else model
 
@@ -163,7 +163,7 @@ def _as_parts(content, image_texts):
             parts.append(dict(type='text', text=piece))
     return parts
 
-
+# %% ../../nbs/data/instruction_data.ipynb #45fefda6
 def _written_texts(message):
     "The texts of a message, of which a template may drop no more than the space around them."
     content = message['content']
@@ -239,7 +239,7 @@ def _around(model, messages, i):
 
 _OTHER_ANSWERS = [dict(role='assistant', content=word) for word in ('one', 'two')]
 
-
+# %% ../../nbs/data/instruction_data.ipynb #ae1fd023
 def _before_answer(model, messages):
     "What is written before an answer, whatever it is: some templates ask with another line than they answer with."
     return os.path.commonprefix([write_conversation(model, [*messages, answer]) for answer in _OTHER_ANSWERS])
@@ -298,7 +298,7 @@ def encode_conversation(
     labels = [t if in_answer(*span) else -100 for t, span in zip(enc.input_ids, enc.offset_mapping)]
     return enc.input_ids, labels
 
-
+# %% ../../nbs/data/instruction_data.ipynb #88fd90f8
 def _adds_special_tokens(lvlm, text):
     "What transformers does with a text that a template wrote: a processor adds its marks, a tokenizer alone does not."
     bos = lvlm.tokenizer.bos_token
@@ -325,7 +325,7 @@ def _encode_prefix(lvlm, messages):
     labels = [t if part == 1 else -100 for t, part in zip(enc.input_ids, enc.sequence_ids())]
     return enc.input_ids, labels
 
-
+# %% ../../nbs/data/instruction_data.ipynb #5fbfc888
 def _prefix_and_suffix(lvlm, messages):
     "(question after marks of its pictures, answer or None)."
     marks = sum(p['type'] == 'image' for p in messages[0]['content'])
@@ -352,7 +352,7 @@ def encode_sample(
         raise ValueError(f'sample {id!r}: max_length={n} cuts through its picture')
     return ids[:n], labels[:n]
 
-
+# %% ../../nbs/data/instruction_data.ipynb #fa9c2688
 def check_label(
     labels: list,  # Of one sample, -100 where a token is no answer
     id: str,  # Names the sample in the error
@@ -618,7 +618,7 @@ def _turn_problem(sample):
         return 'no answer', 'has no answer to learn from'
     return None
 
-
+# %% ../../nbs/data/instruction_data.ipynb #88ab1112
 def _image_problem(sample, images):
     marks = sum(t['value'].count('<image>') for t in sample['conversations'])
     files = _image_files(sample)

@@ -46,7 +46,7 @@ LETTER_HINT = "Answer with the option's letter from the given choices directly."
 SHORT_HINT = 'Answer the question using a single word or phrase.'
 YES_NO_HINT = 'Please answer yes or no.'
 
-
+# %% ../../nbs/data/plain_benchmarks.ipynb #c7ae9ad1
 class PlainQuestion(QuestionAnswer):
     "A question in the words of the benchmarks' own prompts; options are answered by letter."
 
@@ -105,7 +105,7 @@ def _fact_options(topic, value, rng, test):
     right = facts[value]
     return right, rng.sample(sorted(set(facts.values()) - {right}), 3)
 
-
+# %% ../../nbs/data/plain_benchmarks.ipynb #b43c5f22
 def ask_fact(
     p: ToyImage,  # A picture of kind 'scene'
     rng: random.Random,  # Source of all random choices

@@ -80,7 +80,7 @@ def _corners(name, center, radius):
     angles = np.deg2rad(angles)
     return list(zip(center[0] + radii * np.cos(angles), center[1] + radii * np.sin(angles)))
 
-
+# %% ../../nbs/data/toy_images.ipynb #68569749
 def _draw_shape(draw, content, rng):
     r = (29 if content.size == 'large' else 17) * rng.uniform(0.93, 1.03)
     x, y = (32 + rng.uniform(-3, 3) for _ in 'xy')
@@ -98,7 +98,7 @@ def _draw_label(draw, content, rng):
     font = ImageFont.load_default(46 if content.kind == 'node' else 58)
     draw.text(center, content.name.upper(), font=font, fill=(25, 25, 25), anchor='mm')
 
-
+# %% ../../nbs/data/toy_images.ipynb #fcdc4ce0
 def _draw_arrow(draw, content, rng):
     dy, dx = ARROWS[content.name]
     offset = 32 + rng.uniform(-3, 3) - 32
@@ -228,7 +228,7 @@ def _color_and_shape(rng, popular):
         return rng.choice(POPULAR_SHAPES)
     return rng.choice(list(SHAPE_COLORS)), rng.choice(SHAPES)
 
-
+# %% ../../nbs/data/toy_images.ipynb #b6427d82
 def _next_place(cells, rng):
     "An empty place, more often than not beside a shape."
     free = [(r, c) for r in range(GRID) for c in range(GRID) if (r, c) not in cells]

@@ -21,9 +21,8 @@ from ..core.store import default_device, load_results
 from ..data.instruction_data import Collator
 from ..models.architecture import LVLM, count_config, count_parameters, paper_config
 from ..models.conversion import ORIGINAL_LAYOUTS, open_checkpoint
-from ..models.loading import load_lvlm, load_processor, original_layout
+from ..models.loading import load_lvlm, load_processor, named_folder, original_layout
 from ..models.safetensors_files import read_json, refuse_unprunable
-from ..models.study_models import STUDY_MODELS_FOLDER, study_models
 from ..pruning.checkpoint import meta_from_files, meta_from_folder
 from ..recovery.losses import Recovery, TRAINABLE
 
@@ -46,7 +45,7 @@ COST_LABELS = dict(
     read_ratio='read picture and question', word_ratio='each further word', memory_ratio='memory of the weights'
 )
 
-
+# %% ../../nbs/efficiency/costs.ipynb #6c35396f
 def draw_costs(
     costs: pd.DataFrame,  # Shares of the original, from `pruning_costs`
 ) -> Figure:
@@ -73,7 +72,7 @@ def _meta_from_original(folder):
     with torch.device('meta'):
         return LVLM(spec.cls(spec.config), spec.processor, name=folder.name)
 
-
+# %% ../../nbs/efficiency/costs.ipynb #3ee1cd35
 def load_meta(
     source: str | Path,  # A study model, a folder or a hub id, in any layout
 ) -> LVLM:  # On the meta device, with its processor and tokenizer
@@ -83,7 +82,7 @@ def load_meta(
     folder = original_layout(source)
     if folder is not None:
         return _meta_from_original(folder)
-    path = STUDY_MODELS_FOLDER / source if source in study_models() else source
+    path = named_folder(source)
     is_folder = Path(path).is_dir()
     if is_folder and not (Path(path) / 'config.json').exists() or not is_folder and '/' not in str(source):
         load_lvlm(source)  # raises: it is no checkpoint, or no name of one

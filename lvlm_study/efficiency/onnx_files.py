@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
-from .llama_cpp import EngineMissing
+from .llama_cpp import EngineMissing, EngineModel
 from ..models.architecture import LVLM
 
 # %% ../../nbs/efficiency/onnx_files.ipynb #0a0a0008
@@ -51,7 +51,7 @@ class CachedLM(nn.Module):
         states = [t for layer in cache.layers for t in (layer.keys, layer.values)]
         return self.head(out.last_hidden_state), *states
 
-
+# %% ../../nbs/efficiency/onnx_files.ipynb #510334f8
 def empty_cache(
     lvlm: LVLM,  # A model of any family; layers may differ in width
     tokens: int = 0,  # Tokens that the cache holds, as zeros
@@ -69,7 +69,7 @@ def _cache_names(num_layers, word):
     "Names of the inputs or outputs that hold the cache."
     return [f'{word}_{kind}_{i}' for i in range(num_layers) for kind in ('key', 'value')]
 
-
+# %% ../../nbs/efficiency/onnx_files.ipynb #b2fa6e74
 def write_onnx(
     lvlm: LVLM,  # A model of any family; of an LVLM the language model is written, which then reads embeddings
     path: Path | str,  # File to write; weights of large models go into a file beside it
@@ -138,7 +138,7 @@ def _run_openvino(path, threads):
 _ONNX_ENGINES = dict(onnxruntime=_run_onnxruntime, openvino=_run_openvino)
 
 # %% ../../nbs/efficiency/onnx_files.ipynb #0a0a0014
-class OnnxModel:
+class OnnxModel(EngineModel):
     "An ONNX file that `write_onnx` made, loaded by an engine; used inside `with`."
 
     def __init__(
@@ -184,16 +184,3 @@ class OnnxModel:
         feeds = dict(zip(self._inputs, [np.ascontiguousarray(t) for t in (data, *past)]))
         logits, *self._past = self._run(feeds)
         return logits[0] if every else logits[0, -1:]
-
-    def generate(
-        self,
-        tokens: np.ndarray,  # (T,) token ids, or (T, D) embeddings
-        n: int,  # Number of new tokens
-    ) -> list:  # n token ids
-        "The likeliest next token, n times; end tokens do not stop it."
-        logits, words = self.read(tokens, every=False), []
-        for i in range(n):
-            words.append(int(logits[-1].argmax()))
-            if i < n - 1:
-                logits = self.read(np.array(words[-1:]), start=len(tokens) + i, every=False)
-        return words

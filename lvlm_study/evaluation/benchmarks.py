@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['NINE_BENCHMARKS', 'LETTER_PROMPT', 'SHORT_PROMPT', 'MME_COGNITION', 'MME_PERCEPTION', 'BENCHMARK_PROMPTS',
-           'SUITE_FEATURES', 'SISTER_COLUMNS', 'SUITES', 'BenchmarkSource', 'lettered_options', 'ask_mmmu', 'ask_sqa',
-           'ask_ai2d', 'ask_mathvista', 'ask_mme', 'ask_short_answer', 'ImageFetcher', 'read_column', 'suite_row',
-           'to_suite', 'join_suites', 'parquet_files', 'read_benchmark_folder', 'read_benchmark', 'load_benchmarks',
-           'open_suite']
+           'SUITE_FEATURES', 'SISTER_COLUMNS', 'OWN_SUITES', 'SUITES', 'BenchmarkSource', 'lettered_options',
+           'ask_mmmu', 'ask_sqa', 'ask_ai2d', 'ask_mathvista', 'ask_mme', 'ask_short_answer', 'ImageFetcher',
+           'read_column', 'suite_row', 'to_suite', 'join_suites', 'parquet_files', 'read_benchmark_folder',
+           'read_benchmark', 'load_benchmarks', 'open_suite']
 
 # %% ../../nbs/evaluation/benchmarks.ipynb #b94067ed
 import ast
@@ -22,6 +22,7 @@ import datasets
 from PIL import Image
 from ..core.store import cache_dir
 from ..data.instruction_data import prompt_and_answer
+from ..data.plain_benchmarks import easy_vqa_suite, plain_suite, plain_text_suite, text_suite
 from ..data.toy_benchmarks import small_suite
 
 # %% ../../nbs/evaluation/benchmarks.ipynb #3e3a5f1d
@@ -168,7 +169,7 @@ def ask_sqa(
     answer = _letter(d['answer'], d['choices'])
     return dict(prompt=prompt, answer=answer, options=d['choices'], subtask=d.get('subject') or '')
 
-
+# %% ../../nbs/evaluation/benchmarks.ipynb #39006a21
 def ask_ai2d(
     d: dict,  # Row of lmms-lab/ai2d
 ) -> dict:  # Fields of a question: prompt, answer, options
@@ -587,8 +588,15 @@ def load_benchmarks(
     return suites[0] if len(suites) == 1 else join_suites(suites)
 
 # %% ../../nbs/evaluation/benchmarks.ipynb #8e81973e
-SUITES = {
+OWN_SUITES = {
     'small': small_suite,
+    'plain': plain_suite,
+    'plain-text': plain_text_suite,
+    'textqa': text_suite,
+}
+SUITES = {
+    **OWN_SUITES,
+    'easyvqa': easy_vqa_suite,
     **{name.lower(): partial(load_benchmarks, name) for name in NINE_BENCHMARKS},
     'mme': partial(load_benchmarks, 'MME-C', 'MME-P'),
     'nine': partial(load_benchmarks, *NINE_BENCHMARKS),
@@ -600,7 +608,7 @@ def open_suite(
     folder: str | Path | None = None,  # With the data of the real benchmarks; None: `$LVLM_BENCHMARKS`, cache, hub
 ) -> datasets.Dataset:  # A suite with at least one question
     "The questions of a suite; ValueError in one sentence if there is none of that name."
-    if folder is not None and (suite == 'small' or not isinstance(suite, str)):
+    if folder is not None and (not isinstance(suite, str) or suite in OWN_SUITES):
         raise ValueError(f'folder={str(folder)!r} holds data of the real benchmarks; this suite needs none')
     if isinstance(suite, str) and suite in SUITES:
         return SUITES[suite]() if folder is None else SUITES[suite](folder=folder)

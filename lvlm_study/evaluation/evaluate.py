@@ -20,7 +20,7 @@ import pandas as pd
 import torch
 from PIL import Image
 from tqdm.auto import tqdm
-from ..core.store import atomic_write
+from ..core.store import atomic_write, hide_bar
 from ..data.instruction_data import Collator, padding_id, without_images
 from .benchmarks import open_suite, read_column
 from .generation import UnreadablePicture, engine_blocker, iterate_shared_answers, picture_keys
@@ -335,7 +335,7 @@ def _ask(lvlm, ds, q, answers, save, batch_size, use_images, limits, precision, 
 
     Returns the ids of those whose picture cannot be read, with the reason."""
     unsaved, broken = 0, {}
-    with tqdm(total=len(q), disable=not progress, desc=lvlm.name, unit=' questions') as bar:
+    with tqdm(total=len(q), disable=hide_bar(progress), desc=lvlm.name, unit=' questions') as bar:
         try:
             for indices, texts in iterate_answers(lvlm, ds, batch_size, use_images, limits, broken, precision):
                 answers |= zip(q.id.iloc[indices], texts)
@@ -372,7 +372,7 @@ def evaluate(
     batch_size: int = 64,  # Changes the speed, and in 16 bit some answers; stored with the records
     use_images: bool = True,  # False: the pictures are left out (text only)
     records: str | Path | None = None,  # Parquet file that answers are kept in; an unfinished run goes on from it
-    progress: bool = True,  # Show a progress bar?
+    progress: bool | None = None,  # Show a bar with the time left? None: on a terminal
     max_new_tokens: int | None = None,  # Longer answers are cut; None: as the suite says (`new_tokens`), else 12
     every: int = 8,  # Batches between two writes of the file
     rule: str = 'published',  # 'published', the benchmark's own script, or 'lmms-eval'

@@ -405,6 +405,8 @@ RULES = {  # Rule -> benchmark -> function of (text, record) that gives a score 
         'GQA': _gqa_published,
         'ChartQA': METRICS['ChartQA'],
         'VQAv2': METRICS['VQAv2'],
+        'easyVQA': METRICS['easyVQA'],
+        'TextQA': METRICS['TextQA'],
     },
     'lmms-eval': {
         'MMMU': _mmmu_lmms,

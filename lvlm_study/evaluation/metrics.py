@@ -339,6 +339,8 @@ METRICS = {  # Benchmark -> function of (prediction, record) that gives a score 
     'GQA': _on_answer(exact_match),
     'ChartQA': _on_answer(relaxed_accuracy),
     'VQAv2': _on_answer(vqa_accuracy),
+    'easyVQA': _on_answer(exact_match),
+    'TextQA': _strict_choice,
 }
 
 # %% ../../nbs/evaluation/metrics.ipynb #907a70c3

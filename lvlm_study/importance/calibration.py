@@ -67,7 +67,7 @@ class CalibrationSet:
     ):
         self.lvlm, self.batch_size, self.use_images = lvlm, batch_size, use_images
         self.data = self.collated = None
-        _check_whole_numbers(batch_size=batch_size, limit=limit)
+        _check_whole_numbers(batch_size=batch_size or 0, limit=limit)
         if isinstance(data, datasets.Dataset):
             missing = [name for name in ('id', 'images', 'messages') if name not in data.column_names]
             if missing:

@@ -28,7 +28,7 @@ from matplotlib.figure import Figure
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm.auto import tqdm
-from ..core.store import atomic_write, environment
+from ..core.store import atomic_write, environment, hide_bar
 from .attention_sink import influence_with_sinks
 from .block_influence import LayerCosines, bootstrap_ci, draw_layer_scores, hook_layers
 from .calibration import CalibrationSet, TOKEN_KINDS, check_labels, split_batch, token_weights
@@ -477,11 +477,15 @@ def score(
     What is wrong with model, samples or criteria is a ValueError before the first pass; FileExistsError where `path`
     holds other scores."""
     check_lvlm(lvlm)
+    if path is not None and not isinstance(path, (str, Path)):
+        raise ValueError(f'path is where scores are stored, such as "scores/bi", not {path!r}')
     for place in [f'{path}.{ending}' for ending in ('safetensors', 'json', 'parts')] if path else []:
         refuse_overlap(place, source_folders(lvlm))
     if not isinstance(criteria, Iterable):
         raise ValueError(f'criteria are names, not {criteria!r}: choose from {", ".join(CRITERIA)}')
     criteria = [criteria] if isinstance(criteria, str) else list(dict.fromkeys(criteria))
+    if not criteria:
+        raise ValueError(f'no criterion is named: choose from {", ".join(CRITERIA)}')
     for criterion in criteria:
         if criterion not in CRITERION_NEEDS:
             raise ValueError(f'unknown criterion {criterion!r}: choose from {", ".join(CRITERIA)}')
@@ -498,9 +502,9 @@ def score(
         return rows
 
     partial_scores = PartialScores(Path(f'{path}.parts') if path else None, job)
-    parts, hide = [], None if progress is None else not progress
+    parts = []
     with eval_mode(lvlm.model):
-        for i in tqdm(range(len(data)), desc='scores', unit=' batches', disable=hide):
+        for i in tqdm(range(len(data)), desc='scores', unit=' batches', disable=hide_bar(progress)):
             parts.append(partial_scores.get(i, lambda: rows_of(data[i])))
     rows = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     rows |= weight_scores(lvlm, criteria, seed)

@@ -100,12 +100,15 @@ def reference_block_influence(
 ) -> Tensor:  # (L,) on the CPU: a sum over all tokens
     """Block Influence as the published code computes it.
 
-    A sum over all tokens, padding included; the last layer after the final norm; NaN counts as a cosine of 0.5."""
-    total = 0
+    A sum over all tokens, padding included; the last layer after the final norm; NaN counts as a cosine of 0.5.
+    ValueError where transformers gives fewer states than there are layers, as after a layer was replaced."""
+    total, n = 0, len(lvlm.layers)
     for batch in batches:
-        outputs = lvlm.model(**model_inputs(lvlm, batch), output_hidden_states=True, use_cache=False)
+        states = lvlm.model(**model_inputs(lvlm, batch), output_hidden_states=True, use_cache=False).hidden_states
+        if len(states) != n + 1:
+            raise ValueError(f'transformers gives {len(states)} hidden states for {n} layers, so no order is known')
         sums = []
-        for x, y in zip(outputs.hidden_states[:-1], outputs.hidden_states[1:]):
+        for x, y in zip(states[:-1], states[1:]):
             cos = (x * y).sum(-1) / (x.norm(dim=-1) * y.norm(dim=-1))
             sums.append((1 - cos.nan_to_num(0.5)).sum().float().cpu())
         total = total + torch.stack(sums)

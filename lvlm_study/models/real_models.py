@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SMOLLM2', 'SMOL_IMAGE_TOKEN', 'SMOL_ENCODER_SIZES', 'SMOL_PARTS', 'smollm2_file', 'sha256_of', 'dense_from_gguf',
-           'smollm2_folder', 'smol_chat_template', 'build_smol_llava', 'real_models', 'merge_adapter', 'split_parts',
-           'assemble_smol_llava', 'smol_llava_folder']
+           'smollm2_folder', 'gguf_folder', 'smol_chat_template', 'build_smol_llava', 'real_models', 'merge_adapter',
+           'split_parts', 'assemble_smol_llava', 'smol_llava_folder']
 
 # %% ../../nbs/models/real_models.ipynb #92a00003
 import hashlib
@@ -80,10 +80,32 @@ def smollm2_folder() -> Path:  # A checkpoint in the layout of transformers, flo
         raise ValueError(f'{file.name} is not the file that smol-llava was trained on: its SHA-256 is {found}')
     return dense_from_gguf(file, folder)
 
+# %% ../../nbs/models/real_models.ipynb #831ce979
+def gguf_folder(
+    folder: str | Path,  # Folder with the file
+    gguf: str,  # Name of the GGUF file in it, of a LLaMA-like language model
+) -> Path:  # A checkpoint in the layout of transformers, float32
+    """A GGUF file as an ordinary checkpoint in the cache, made at first use.
+
+    FileNotFoundError where there is no such file; ValueError for what cannot be read as a model."""
+    file = Path(folder) / str(gguf)
+    if not file.is_file():
+        found = ', '.join(sorted(p.name for p in Path(folder).glob('*.gguf'))) or 'none'
+        raise FileNotFoundError(f'{Path(folder).name} has no file {str(gguf)!r}; its GGUF files: {found}')
+    dense = cache_dir('real_models') / f'gguf-{sha256_of(file)[:12]}' / file.stem
+    if not (dense / 'config.json').exists():
+        try:
+            dense_from_gguf(file, dense)
+        except ImportError:
+            raise ValueError("GGUF files are read with the package gguf: pip install 'lvlm_study[real]'") from None
+        except (ValueError, KeyError, NotImplementedError) as e:
+            raise ValueError(f'{file.name} cannot be read as a language model: {str(e).splitlines()[0]}') from None
+    return dense
+
 # %% ../../nbs/models/real_models.ipynb #92a00009
 SMOL_IMAGE_TOKEN = '<reponame>'  # A special token of SmolLM2 that its chat template never writes
 SMOL_ENCODER_SIZES = dict(
-    hidden_size=128, intermediate_size=384, num_hidden_layers=5, num_attention_heads=4, image_size=80, patch_size=16
+    hidden_size=128, intermediate_size=384, num_hidden_layers=5, num_attention_heads=4, image_size=80, patch_size=8
 )
 
 
@@ -116,7 +138,7 @@ def build_smol_llava(
         vision_config=CLIPVisionConfig(**SMOL_ENCODER_SIZES),
         text_config=LlamaConfig(**{k: v for k, v in text.config.to_dict().items() if k != '_name_or_path'}),
         image_token_id=tokenizer.convert_tokens_to_ids(SMOL_IMAGE_TOKEN),
-        image_seq_length=25,
+        image_seq_length=100,
         tie_word_embeddings=text.config.tie_word_embeddings,
     )
     model = LlavaForConditionalGeneration(config)
@@ -126,7 +148,7 @@ def build_smol_llava(
     processor = LlavaProcessor(
         CLIPImageProcessorPil(size=dict(shortest_edge=80), crop_size=dict(height=80, width=80)),
         tokenizer,
-        patch_size=16,
+        patch_size=8,
         vision_feature_select_strategy='default',
         image_token=SMOL_IMAGE_TOKEN,
         num_additional_image_tokens=1,

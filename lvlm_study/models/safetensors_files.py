@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from ..core.store import usual_mode
 
 # %% ../../nbs/models/safetensors_files.ipynb #5af37e2e
 import re
@@ -350,5 +351,6 @@ def replace_folder(
     path: Path | str,  # The place it gets; what is there is removed afterwards
 ) -> None:
     "Give a whole folder its place; at each moment the old or the new one is there under some name."
+    usual_mode(new)
     with kept_aside(path):
         os.replace(new, path)

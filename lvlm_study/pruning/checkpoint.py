@@ -323,6 +323,9 @@ def prune_checkpoint(
     FileNotFoundError or OSError, each in one sentence, where the folders, the plan or the disk do not allow it.
     Plain `from_pretrained` loads the result, unless its layers differ in width: those need `load_lvlm`, as the card
     of the folder says."""
+    for role, given in dict(src=src, dst=dst).items():
+        if not isinstance(given, (str, Path)):
+            raise ValueError(f'{role} is a checkpoint folder, not {given!r}')
     src, dst = Path(src), Path(dst)
     refuse_unprunable(src, whole_layers=True)
     weight_files(src)

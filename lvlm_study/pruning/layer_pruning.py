@@ -17,7 +17,8 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from ..core.plotting import COLORS
-from ..evaluation.results import BENCHMARK_ORDER, PAPER_FAMILIES, nearest_run, paper_retention_curve
+from ..evaluation.results import BENCHMARK_ORDER, PAPER_FAMILIES, paper_retention_curve
+from ..evaluation.results import treatment_line
 from ..evaluation.results import retention_curve
 from ..importance.attention_sink import sink_layers
 from ..importance.importance import Scores, check_scores, refuse_not_finite
@@ -85,7 +86,10 @@ def best_span(
 # %% ../../nbs/pruning/layer_pruning.ipynb #2082ec47
 def _checked_order(order, n):
     "The order as whole numbers; ValueError where it names too few layers, one twice, or one that does not exist."
-    order = [int(i) for i in order]
+    try:
+        order = [int(i) for i in order]
+    except (TypeError, ValueError):
+        raise ValueError(f'an order is the numbers of layers, such as [3, 1, 2], not {order!r}') from None
     distinct = set(order)
     if len(distinct) == len(order) >= n - 1 and distinct <= set(range(n)):
         return order
@@ -125,6 +129,8 @@ def removal_order(
     order: Sequence[int] | None = None,  # Layers in the order in which they go; if given, `how` is not asked
 ) -> Callable[[int], list]:  # k -> numbers of the k layers that go
     "Which layers go first, by any way of choosing; ValueError for an unknown way and for an order that is incomplete."
+    if not isinstance(how, str):
+        raise ValueError(f'a way to choose layers is a name, such as bi, not {how!r}')
     _check_finite(scores, how, order)
     if order is None and how in LAYER_CHOICES:
         return partial(LAYER_CHOICES[how], scores, seed=seed)
@@ -284,7 +290,7 @@ def layer_card(
     scores: Scores,  # Scores of the original
     ratio: float,  # Share of the LM's parameters to remove
     how: str = 'bi',  # Way to choose, as for `layer_plan`
-    results: pd.DataFrame | None = None,  # Stored results 'layer_pruning' for the measured line; None: no such line
+    results: pd.DataFrame | None = None,  # Stored results as for `treatment_line`, for the measured line; None: none
 ) -> Figure:
     "What a ratio means for the layers: scores, which layers stay, parameters, and the retention measured nearby."
     import matplotlib.pyplot as plt
@@ -293,10 +299,11 @@ def layer_card(
     name = how if how in scores.layers else 'bi'
     title = f'{how}: {len(plan.removed)} of {plan.num_layers} layers go'
     if results is not None:
-        title = f'{title}\n{nearest_run(results, scores.model, ratio, "layer", how)}'.strip()
+        line = treatment_line(results, scores.model, ratio, 'layer', how).replace(', recovered', ',\nrecovered')
+        title = f'{title}\n{line}'.strip()
     color = COLORS['layer']
     faces = ['white' if i in plan.removed else color for i in range(plan.num_layers)]
-    fig, (bars, strip, meter) = plt.subplots(3, 1, figsize=(5.8, 3.9), height_ratios=(3, 0.6, 0.7))
+    fig, (bars, strip, meter) = plt.subplots(3, 1, figsize=(5.8, 4.1), height_ratios=(3, 0.6, 0.7))
     bars.bar(range(plan.num_layers), scores.layers[name].numpy(), color=faces, edgecolor=color, linewidth=0.9)
     bars.set(ylabel='block influence' if name == 'bi' else name, xlim=(-0.6, plan.num_layers - 0.4), xticks=[])
     bars.grid(axis='x')

@@ -80,7 +80,12 @@ class Plan:
         mlp_channels: dict | None = None,  # Layer -> MLP channels that stay, likewise
     ) -> 'Plan':  # With its accounting
         "A plan made by hand; ValueError as for `make_plan`."
+        for name, numbers in dict(kv_heads=kv_heads, mlp_channels=mlp_channels).items():
+            if numbers is not None and not isinstance(numbers, dict):
+                raise ValueError(f'{name} are given by layer, such as {{3: [0, 1]}}, not {numbers!r}')
         stay = range(lvlm.architecture.num_layers) if layers is None else layers
+        if not isinstance(stay, Iterable):
+            raise ValueError(f'layers are the numbers of those that stay, such as [0, 1, 3], not {layers!r}')
         return make_plan(parameter_sizes(lvlm), stay, None, kv_heads, mlp_channels, model=lvlm.name)
 
     @staticmethod

@@ -17,7 +17,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from ..core.plotting import COLORS
-from ..evaluation.results import ANSWER_FORMS, nearest_run
+from ..evaluation.results import ANSWER_FORMS, treatment_line
 from ..importance.importance import Scores, check_scores
 from .layer_pruning import layer_plan
 from .plan import Plan, check_ratio, check_tolerance, groups_per_layer, make_plan, plot_ratio_meter
@@ -144,6 +144,8 @@ def _check_within(sizes, within):
 
 def _layers_to_cut(sizes, window, within):
     "Layers that stay in the plan given (or all), and those of them that are cut."
+    if within is not None and not isinstance(within, Plan):
+        raise ValueError(f'within is a plan, as layer_plan gives, not {within!r}')
     n = len(sizes['layers'])
     stay = list(within.layers) if within else list(range(n))
     inside = stay if window is None else sorted(set(window))
@@ -336,7 +338,7 @@ def width_card(
     ratio: float,  # Share of the LM's parameters to remove
     criterion: str | None = None,  # Name of a stored criterion, as for `width_plan`
     how: str = 'uniform',  # Or 'global', as for `width_plan`
-    results: pd.DataFrame | None = None,  # Stored results 'width_pruning' for the measured line; None: no such line
+    results: pd.DataFrame | None = None,  # Stored results as for `treatment_line`, for the measured line; None: none
 ) -> Figure:
     "What a ratio means for widths: what stays, the parameters, and the retention measured nearby."
     import matplotlib.pyplot as plt
@@ -344,13 +346,14 @@ def width_card(
     plan = width_plan(scores, ratio, criterion, how)
     name = _ranked_scores(scores, criterion)[0]
     layout = [['kv_heads', 'mlp_channels'], ['meter', 'meter']]
-    fig, axs = plt.subplot_mosaic(layout, figsize=(6.6, 3.9), height_ratios=(3.2, 0.7))
+    fig, axs = plt.subplot_mosaic(layout, figsize=(6.6, 4.1), height_ratios=(3.2, 0.7))
     plot_remaining_kv_heads(scores, plan, name, axs['kv_heads'])
     plot_remaining_mlp_channels(scores, plan, name, axs['mlp_channels'])
     plot_ratio_meter(plan, axs['meter'])
     kv_heads, mlp_channels = plan.widths[0] if plan.uniform else ('mixed', 'mixed')
     lines = [f'{plan.method}: {kv_heads} KV heads, {mlp_channels} MLP channels a layer']
     if results is not None and how == 'uniform':
-        lines.append(nearest_run(results, scores.model, ratio, 'width', name))
+        line = treatment_line(results, scores.model, ratio, 'width', name)
+        lines.append(line.replace(', recovered', ',\nrecovered'))
     fig.suptitle('\n'.join(line for line in (*lines, *plan.notes) if line), fontsize=8.5)
     return fig

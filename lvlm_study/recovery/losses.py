@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 import torch
 from PIL import Image
@@ -27,7 +27,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from tqdm.auto import tqdm
-from ..core.store import default_device
+from ..core.store import default_device, hide_bar
 from ..data.instruction_data import Collator, check_answers, check_label, confirm_ids, encode_sample
 from ..data.instruction_data import sample_images
 from ..models.architecture import LVLM
@@ -242,11 +242,13 @@ def _check_settings(s):
     "ValueError, in one sentence, for the first setting that is not legal."
     if s.trainable == 'full':
         raise ValueError(NOT_FULL)
+    if not isinstance(s.seed, Integral) or isinstance(s.seed, bool):
+        raise ValueError(f'seed is a whole number, not {s.seed!r}')
     for k in _NUMBERS:
         if not isinstance(getattr(s, k), Real):
             raise ValueError(f'{k} is a number, not {getattr(s, k)!r}')
     for k, legal in _CHOICES.items():
-        if getattr(s, k) not in legal:
+        if not isinstance(getattr(s, k), str) or getattr(s, k) not in legal:
             raise ValueError(f'{k} is one of {", ".join(legal)}, not {getattr(s, k)!r}')
     for k, lowest in _LOWEST.items():
         if not getattr(s, k) >= lowest:
@@ -481,12 +483,12 @@ class TrainingSamples(torch.utils.data.Dataset):
 def encode(
     self: TrainingSamples,
     indices: Sequence[int],  # Rows that will be used
-    progress: bool = False,  # Show a bar while pictures are encoded?
+    progress: bool | None = False,  # Show a bar while pictures are encoded? None: on a terminal
     chunk: int = 64,  # Rows whose pictures are encoded at once
 ) -> None:
     "Encode the rows that are not encoded yet; ValueError names a sample whose picture does not decode."
     todo = [i for i in indices if i not in self.encoded and i not in self.broken]
-    bar = dict(desc='encoding', unit='sample', unit_scale=chunk, leave=False, disable=not progress)
+    bar = dict(desc='encoding', unit='sample', unit_scale=chunk, leave=False, disable=hide_bar(progress))
     encoders = map(self.lvlm.part, ('vision', 'projector') if takes_features(self.lvlm) else ())
     with on_device(default_device(), *encoders):
         for k in tqdm(range(0, len(todo), chunk), **bar):
@@ -538,7 +540,7 @@ def collate(
 def usable(
     self: TrainingSamples,
     indices: Sequence[int],  # Rows that one would like to use
-    progress: bool = False,  # Show a bar while pictures are decoded?
+    progress: bool | None = False,  # Show a bar while pictures are decoded? None: on a terminal
 ) -> list:  # Those rows whose pictures decode
     "The rows that can be trained on: all of them have been encoded, or at least decoded once."
     if self.keeps_features:
@@ -555,7 +557,7 @@ def usable(
 def _decode(self: TrainingSamples, indices, progress=False):
     "Decode the pictures of some rows in threads, note which rows are broken, and encode the texts of the others."
     todo = [i for i in indices if i not in self.checked and i not in self.broken]
-    bar = dict(desc='decoding', total=len(todo), leave=False, disable=not progress)
+    bar = dict(desc='decoding', total=len(todo), leave=False, disable=hide_bar(progress))
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         decoded = pool.map(self._sizes_or_none, todo)
         for i, sizes in zip(todo, tqdm(decoded, **bar)):

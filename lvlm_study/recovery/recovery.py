@@ -39,7 +39,7 @@ from torch.utils.checkpoint import checkpoint
 from tqdm.auto import tqdm
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations import is_tensorboard_available, is_wandb_available
-from ..core.store import atomic_write, seed_all
+from ..core.store import atomic_write, hide_bar, read_curve_lines, seed_all, usual_mode
 from ..data.instruction_data import nested_subset
 from ..models.architecture import LVLM, check_lvlm
 from ..models.linear_speed import fast_linear
@@ -328,13 +328,14 @@ def last_checkpoint(
 class _ProgressBar(TrainerCallback):
     "Time left and losses, in one line."
 
-    def __init__(self, settings):
-        self.settings, self.bar = settings, None
+    def __init__(self, settings, progress):
+        self.settings, self.progress, self.bar = settings, progress, None
 
     def on_train_begin(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
+            hide = None if self.progress is None else not self.progress
             title = ' + '.join(self.settings.terms) + f', {self.settings.trainable}'
-            self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=title, unit='step')
+            self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=title, unit='step', disable=hide)
 
     def on_step_end(self, args, state, control, **kwargs):
         if self.bar is not None:
@@ -580,8 +581,9 @@ def load_recovery(
     "A finished recovery from its folder."
     folder = Path(folder)
     settings = Recovery(**_read_settings(folder)['settings'])
-    lines = (folder / 'curves.jsonl').read_text().splitlines()
-    curves = pd.DataFrame([json.loads(line) for line in lines])
+    curves = read_curve_lines(folder / 'curves.jsonl')
+    if curves is None or 'seconds' not in curves:
+        raise ValueError(f'{folder.name} holds no curves of a finished recovery: move it away, or recover again')
     lists = {}
     for name in ('indices', 'skipped'):
         path = folder / f'{name}.json'
@@ -620,6 +622,7 @@ def _keep(result, adapter, folder):
     if adapter:
         shutil.rmtree(folder / 'adapter', ignore_errors=True)
         shutil.copytree(adapter, folder / 'adapter')
+        usual_mode(folder / 'adapter')
     if (folder / 'work' / 'runs').is_dir():  # what trackers wrote
         shutil.rmtree(folder / 'runs', ignore_errors=True)
         shutil.move(folder / 'work' / 'runs', folder / 'runs')
@@ -669,8 +672,10 @@ def _train(student, samples, indices, s, teacher, args, check, callbacks, progre
     order = [indices[i] for i in training_order(samples.lengths(indices), s, args.world_size)]
     # in a batch of text alone the projector has no gradient
     args.ddp_find_unused_parameters = not all('<image>' in samples.texts[i] for i in indices)
-    bar = _ProgressBar(s)
-    callbacks = [bar] * progress + [_Check(check, lvlm, s.check_every)] * bool(check) + list(callbacks)
+    bar = _ProgressBar(s, progress)
+    callbacks = (
+        [bar] * (hide_bar(progress) is not True) + [_Check(check, lvlm, s.check_every)] * bool(check) + list(callbacks)
+    )
     with on_device(args.device, live_teacher.model if live_teacher else None), ExitStack() as stack:
         step, ordered = DistillationModel(lvlm, s, live_teacher), torch.utils.data.Subset(data, order)
         trainer = RecoveryTrainer(s, step, args, data.collate, ordered, callbacks=callbacks)
@@ -699,7 +704,7 @@ def recover(
     seed: int | None = None,  # Of subset, order, adapters and dropout; None: as in the recipe
     check: Callable | None = None,  # LVLM -> {name: number}, called every `check_every` steps
     callbacks: Sequence[TrainerCallback] = (),  # More callbacks for the trainer
-    progress: bool = True,  # Show a bar while it trains?
+    progress: bool | None = None,  # Show a bar with the time left while it trains? None: on a terminal
     **changes: Any,  # Other fields of `Recovery`, by name
 ) -> RecoveryResult:
     "Train a pruned model; ValueError in one sentence, before anything is trained, where something does not fit."
@@ -707,6 +712,8 @@ def recover(
         raise ValueError('recovery keeps the whole model in each process: launch it without FSDP')
     if not isinstance(recipe, (str, Recovery)):
         raise ValueError(f'a recipe is a name such as sft+hidden, or a Recovery, not {recipe!r}')
+    if out is not None and not isinstance(out, (str, Path)):
+        raise ValueError(f'out is a folder that keeps the result, not {out!r}')
     s = recovery_settings(recipe, trainable=trainable, fraction=fraction, seed=seed, **changes)
     check_lvlm(student, 'student')
     given = isinstance(train, TrainingSamples)

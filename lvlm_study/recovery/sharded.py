@@ -28,8 +28,8 @@ from ..data.instruction_data import nested_subset
 from ..models.architecture import LVLM
 from ..models.loading import fingerprint, save_lvlm
 from .losses import DistillationModel, Recovery, TrainingSamples, recovery_settings
-from .recovery import RecoveryResult, check_teacher, isolated_rng, lr_multiplier, merge_adapters
-from .recovery import prepare_student, recovery_card, training_order
+from .recovery import RecoveryResult, check_teacher, check_vision_encoder, isolated_rng
+from .recovery import lr_multiplier, merge_adapters, prepare_student, recovery_card, training_order
 from .teacher_cache import CachedTeacherDataset, TeacherCache
 
 # %% ../../nbs/recovery/sharded.ipynb #a1930006
@@ -199,6 +199,9 @@ def recover_sharded(
         if getattr(s, name) != getattr(Recovery(), name):
             raise ValueError(f'{name} is not offered with several processes: leave it at {getattr(Recovery(), name)}')
     check_teacher(student, teacher, s)
+    if isinstance(train, TrainingSamples):
+        s = replace(s, max_length=train.max_length)
+        check_vision_encoder(student, train.lvlm, 'the model that the samples were encoded for')
     samples = train if isinstance(train, TrainingSamples) else TrainingSamples(student, train, s.max_length)
     used = samples.usable(nested_subset(len(samples), s.fraction, s.seed), progress=False)
     cached = s.needs_teacher and isinstance(teacher, TeacherCache)

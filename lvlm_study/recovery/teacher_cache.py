@@ -19,7 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
-from ..core.store import atomic_write, default_device
+from ..core.store import atomic_write, default_device, hide_bar
 from ..models.architecture import LVLM, check_lvlm
 from ..models.loading import fingerprint, source_folders, takes_features
 from ..models.safetensors_files import refuse_overlap
@@ -170,7 +170,7 @@ def cache_teacher(
     dtype: torch.dtype = torch.float16,  # Type of the stored logits and hidden states
     batch_size: int = 8,  # Samples that the teacher reads at once
     part: int = 256,  # Samples in one file
-    progress: bool = True,  # Show a bar while the teacher runs?
+    progress: bool | None = None,  # Show a bar with the time left while the teacher runs? None: on a terminal
 ) -> TeacherCache:  # With all that is in the folder
     "Write a teacher's outputs at all answer tokens; called again after a kill, it goes on with the missing samples."
     check_lvlm(teacher, 'teacher')
@@ -190,7 +190,7 @@ def cache_teacher(
     todo = TeacherCache(folder).missing(samples, usable)
     number = 1 + max((int(p.stem.split('-')[1]) for p in folder.glob('part-*.safetensors')), default=-1)
     choices = dict(batch_size=batch_size, top=top, temperature=temperature, dtype=dtype)
-    bar = dict(total=len(todo), desc='running the teacher', unit='sample', leave=False, disable=not progress)
+    bar = dict(total=len(todo), desc='running the teacher', unit='sample', leave=False, disable=hide_bar(progress))
     with on_device(default_device(), teacher.model), tqdm(**bar) as bar:
         for k, start in enumerate(range(0, len(todo), part), number):
             path = folder / f'part-{k:05}.safetensors'

@@ -4,18 +4,21 @@
 
 # %% auto #0
 __all__ = ['NO_LOSSES', 'plan_svg', 'spider_svg', 'read_curves', 'curve_svg', 'worst_questions', 'report_html', 'check_report',
-           'write_report', 'next_command']
+           'write_report', 'report_name', 'check_reports', 'write_index', 'shell_line', 'next_command']
 
 # %% ../../nbs/study/html_report.ipynb #9a1d1002
 import html
-import json
 import math
+import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+from urllib.parse import quote
 import datasets
 import numpy as np
 import pandas as pd
-from ..core.store import atomic_write
+from ..core.store import atomic_write, read_curve_lines
 from ..evaluation.error_analysis import answer_card, select_questions
 from ..evaluation.statistics import retention_by_benchmark
 from ..pruning.plan import Plan
@@ -78,10 +81,12 @@ def spider_svg(
         tx, ty = cx + (tx - cx) * 1.18, cy + (ty - cy) * 1.14
         anchor = 'middle' if abs(tx - cx) < 8 else 'start' if tx > cx else 'end'
         parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" class="dot"/>')
-        label = f'{html.escape(str(name))} {value:.0f} %'
-        parts.append(f'<text x="{tx:.1f}" y="{ty + 4:.1f}" text-anchor="{anchor}">{label}</text>')
-    words = ', '.join(f'{name} {value:.0f} %' for name, value in left.items())
-    return _svg(460, 300, f'Percent of the original: {words}', parts, left=-40)
+        share = f'{value:.0f} %' if value == value else '–'
+        for text, below in ((str(name), -3), (share, 11)):
+            text = html.escape(text)
+            parts.append(f'<text x="{tx:.1f}" y="{ty + below:.1f}" text-anchor="{anchor}">{text}</text>')
+    words = ', '.join(f'{name} {value:.0f} %' if value == value else f'{name} –' for name, value in left.items())
+    return _svg(400, 300, f'Percent of the original: {words}', parts, left=-10)
 
 # %% ../../nbs/study/html_report.ipynb #9a1d1013
 NO_LOSSES = ('step', 'epoch', 'lr', 'grad_norm', 'seconds', 'stage', 'loss')
@@ -90,10 +95,10 @@ NO_LOSSES = ('step', 'epoch', 'lr', 'grad_norm', 'seconds', 'stage', 'loss')
 def read_curves(
     folder: str | Path,  # Folder of a recovered checkpoint, or the one above it
 ) -> pd.DataFrame | None:  # One line a step; None where there are no curves
-    "The training curves that `recover` wrote into a folder, or into the folder above."
+    "The training curves that `recover` wrote into a folder or the one above; ValueError where they are damaged."
     for place in (Path(folder), Path(folder).parent):
         if (place / 'curves.jsonl').is_file():
-            return pd.DataFrame([json.loads(line) for line in (place / 'curves.jsonl').read_text().splitlines()])
+            return read_curve_lines(place / 'curves.jsonl')
     return None
 
 # %% ../../nbs/study/html_report.ipynb #9a1d10a1
@@ -109,8 +114,9 @@ def curve_svg(
     x = 8 + 224 * (steps - steps.min()) / max(np.ptp(steps), 1e-9)
     y = 92 - 64 * (values - low) / max(high - low, 1e-9)
     points = ' '.join(f'{a:.1f},{b:.1f}' for a, b in zip(x, y))
-    words = f'{name}: {values[0]:.3g} to {values[-1]:.3g} in {len(values)} steps'
-    parts = [f'<polyline points="{points}" class="curve"/>', f'<text x="8" y="16">{html.escape(words)}</text>']
+    words = f'{name}: {values[0]:.3g} to {values[-1]:.3g} in {len(values)} step{"s" * (len(values) > 1)}'
+    dot = f'<circle cx="{x[-1]:.1f}" cy="{y[-1]:.1f}" r="3" class="dot"/>'
+    parts = [f'<polyline points="{points}" class="curve"/>', dot, f'<text x="8" y="16">{html.escape(words)}</text>']
     return _svg(240, 104, words, [*parts, '<line x1="8" y1="98" x2="232" y2="98" class="edge"/>'])
 
 # %% ../../nbs/study/html_report.ipynb #9a1d1016
@@ -143,7 +149,7 @@ _STYLE = """
 body { margin: 0 auto; padding: 1rem; max-width: 60rem; font: 16px/1.5 system-ui, sans-serif; color: var(--ink);
   background: var(--paper) }
 h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 2rem }
-svg { width: 100%; height: auto; display: block } svg text { font-size: 11px; fill: var(--soft) }
+svg { width: 100%; height: auto; display: block } svg text { font-size: 12.5px; fill: var(--soft) }
 .edge, .ring { fill: none; stroke: var(--soft); stroke-width: .7 } .ring { stroke-opacity: .4 }
 .stays, .dot { fill: var(--blue) } .original { fill: none; stroke: var(--ink); stroke-dasharray: 4 3 }
 .model { fill: var(--blue); fill-opacity: .18; stroke: var(--blue); stroke-width: 2 }
@@ -151,12 +157,14 @@ svg { width: 100%; height: auto; display: block } svg text { font-size: 11px; fi
 .curves { display: flex; flex-wrap: wrap; gap: 1rem } .curves svg { flex: 1 1 14rem }
 .scroll { overflow-x: auto } table { border-collapse: collapse; font-variant-numeric: tabular-nums }
 td, th { padding: .2rem .7rem; text-align: right } td:first-child, th:first-child { text-align: left }
+.words td { text-align: left }
 tr + tr { border-top: 1px solid color-mix(in srgb, var(--soft) 30%, transparent) }
 article { display: flex; flex-wrap: wrap; gap: 1rem; background: var(--card); border-radius: .5rem; padding: .8rem;
   margin: .8rem 0 } article img { height: 150px; background: #fff; image-rendering: pixelated }
 article div { flex: 1 1 14rem; min-width: 0 } article p { margin: .15rem 0; overflow-wrap: anywhere }
 .question { white-space: pre-wrap } .good { color: var(--good) } .bad { color: var(--bad) }
 pre { background: var(--card); border-radius: .5rem; padding: .8rem; overflow-x: auto } .soft { color: var(--soft) }
+@media (max-width: 40rem) { td, th { padding: .2rem .35rem } pre { white-space: pre-wrap; overflow-wrap: anywhere } }
 """
 _MARK = '<meta name="generator" content="lvlm_study report">'  # Tells a report from a page of somebody else
 
@@ -164,7 +172,7 @@ _MARK = '<meta name="generator" content="lvlm_study report">'  # Tells a report 
 def _plan_part(plan):
     "Heading, picture and numbers of a plan."
     lines = ''.join(f'<tr><td>{html.escape(k)}</td><td>{html.escape(v)}</td></tr>' for k, v in plan.summary().items())
-    return f'<h2>What was removed</h2>{plan_svg(plan)}<div class="scroll"><table>{lines}</table></div>'
+    return f'<h2>What was removed</h2>{plan_svg(plan)}<div class="scroll"><table class="words">{lines}</table></div>'
 
 # %% ../../nbs/study/html_report.ipynb #9a1d10a3
 def _curve_part(curves):
@@ -240,19 +248,84 @@ def write_report(
         p.write_text(page, encoding='utf-8')
     return path
 
+# %% ../../nbs/study/html_report.ipynb #ff2a83f2
+def report_name(
+    records: str | Path,  # File that the answers of an evaluation are kept in
+) -> Path:  # Such as report-pruned.html beside pruned.parquet
+    "Where the page of an evaluation goes."
+    return Path(records).with_name(f'report-{Path(records).stem}.html')
+
+
+def check_reports(
+    records: str | Path,  # File that the answers of an evaluation are kept in
+    force: bool = False,  # Replace files that are no reports as well?
+) -> None:
+    "FileExistsError where the page of an evaluation or the index of its folder cannot be written."
+    check_report(report_name(records), force)
+    check_report(Path(records).with_name('reports.html'), force)
+
+
+def _headline(path):
+    "(title, facts) of a page that was written here; None for any other file."
+    text = path.read_text(encoding='utf-8', errors='replace')
+    title, facts = (re.search(p, text) for p in ('<h1>(.*?)</h1>', '<p class="soft">(.*?)</p>'))
+    return (title[1], facts[1] if facts else '') if _MARK in text and title else None
+
+
+def write_index(
+    folder: str | Path,  # Folder that holds pages
+    force: bool = False,  # Replace a file that is no report as well?
+) -> Path | None:  # The file; None where there are fewer than two pages
+    "List all pages of a folder in `reports.html`."
+    pages = {p.name: found for p in sorted(Path(folder).glob('report*.html')) if (found := _headline(p))}
+    pages.pop('reports.html', None)
+    if len(pages) < 2:
+        return None
+    entry = '<li><a href="{}">{}</a><br><span class="soft">{}</span></li>'
+    lines = ''.join(entry.format(quote(name), *found) for name, found in pages.items())
+    page = report_html('Reports in this folder').replace('</body>', f'<ul>{lines}</ul></body>')
+    return write_report(Path(folder) / 'reports.html', page, force)
+
 # %% ../../nbs/study/html_report.ipynb #9a1d1027
-def _recovered(options):
-    "After recovery: ask the questions, of the original too where it is known."
-    return f'lvlm_evaluate {options["out"]}/model --records recovered.parquet'
+def shell_line(
+    command: str,  # Name of a command
+    *words: str | Path,  # What it is given without a name, in order
+    **options: Any,  # Options by name; False, None and '' are left out, True is written without a value
+) -> str:  # One line for a shell
+    "A command line that can be pasted: everything is quoted that a shell would read otherwise."
+    parts = [command, *(shlex.quote(str(w)) for w in words)]
+    for name, value in options.items():
+        if value is True:
+            parts.append(f'--{name}')
+        elif value not in (False, None, ''):
+            text = f'{value:g}' if isinstance(value, float) else str(value)
+            parts.append(f'--{name}={shlex.quote(text)}' if text.startswith('-') else f'--{name} {shlex.quote(text)}')
+    return ' '.join(parts)
+
+
+_DATA = ('data', 'images', 'skip')  # Options that say which samples are read
+_ASKED = ('suite', 'rule', 'folder', 'limit', 'batch_size', 'no_images', 'dtype', 'device')  # How questions are asked
+
+
+def _same(options, names, **usual):
+    "Of the options that were given, those of some names that are not as usual."
+    return {n: options[n] for n in names if n in options and options[n] != usual.get(n)}
 
 # %% ../../nbs/study/html_report.ipynb #9a1d10a4
-def _after_evaluation(options, result):
-    "After an evaluation: compare with the original, or examine the folder."
-    if 'retention' in result:
-        return f'lvlm_doctor {options["model"]}'
-    if options.get('records'):
-        return f'lvlm_evaluate PRUNED --suite {options.get("suite", "small")} --base {options["records"]}'
-    return f'lvlm_evaluate {options["model"]} --suite {options.get("suite", "small")} --records original.parquet'
+def _after_evaluation(o, result):
+    "After an evaluation: keep the answers, else score an original, or examine what was pruned."
+    asked = _same(o, _ASKED, suite='small', rule='published', batch_size=64)
+    if not o.get('records'):
+        return shell_line('lvlm_evaluate', o['model'], records='original.parquet', **asked)
+    if 'retention' in result or (Path(o['model']) / 'plan.json').is_file():
+        return shell_line('lvlm_doctor', o['model'])
+    return shell_line('lvlm_score', o['model'], 'scores')
+
+
+def _after_recovery(o):
+    "After recovery: ask the questions, beside the original's answers where they lie here under the usual name."
+    base = 'original.parquet' if Path('original.parquet').is_file() else ''
+    return shell_line('lvlm_evaluate', f'{o["out"]}/model', records='recovered.parquet', base=base)
 
 # %% ../../nbs/study/html_report.ipynb #9a1d10a5
 def next_command(
@@ -260,18 +333,19 @@ def next_command(
     options: dict,  # What it was called with
     result: dict,  # What it gave
 ) -> str:  # A line for a shell; '' where nothing follows
-    "The next sensible command; words in capitals are for the user to fill in."
+    "The next sensible command, with the data, pictures and rules that were given."
     o = options
-    if o.get('dry_run'):
-        return f'{command} ... (the same without --dry_run)'
+    samples = _same(o, _DATA, data='small')
     if command == 'lvlm_score':
-        return f'lvlm_prune {o["model"]} pruned --scores {o["out"]} --ratio 0.3'
+        repair = 'note' not in result  # Says that its layers cannot be repaired
+        return shell_line('lvlm_prune', o['model'], 'pruned', scores=o['out'], ratio=0.3, repair=repair, **samples)
     if command == 'lvlm_prune':
-        return f'lvlm_recover {o["out"]} recovered --teacher {o["model"]} --recipe sft+hidden'
+        from_original = dict(teacher=o['model'], recipe='sft+hidden')
+        return shell_line('lvlm_recover', o['out'], 'recovered', **from_original, **samples)
     if command == 'lvlm_recover':
-        return _recovered(o)
+        return _after_recovery(o)
     if command == 'lvlm_evaluate':
         return _after_evaluation(o, result)
     if command == 'lvlm_doctor':
-        return f'lvlm_evaluate {o["folder"]}' if result.get('ok') else ''
+        return shell_line('lvlm_evaluate', o['folder'], records='examined.parquet') if result.get('ok') else ''
     return ''

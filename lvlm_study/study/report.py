@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['SUMMARY_FORMATS', 'RETENTION_LINES', 'ABILITY_LINES', 'stored_rows', 'summary_table', 'summary_text',
            'markdown_table', 'summary_markdown', 'study_models_table', 'study_figures_dir', 'draw_study',
-           'shipped_results', 'compare_results']
+           'shipped_results', 'compare_results', 'expected_time']
 
 # %% ../../nbs/study/report.ipynb #2b9c014e
 import json
 import os
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 import pandas as pd
 import transformers
@@ -280,3 +281,30 @@ def compare_results(
             )
         )
     return pd.DataFrame(lines)
+
+# %% ../../nbs/study/report.ipynb #f296a574
+def expected_time(
+    runs: Sequence[Run],  # As from `run_grid`
+) -> str:  # One sentence; '' where no such row came with the project
+    "How long runs that are not stored yet took on the machine of the rows that came with the project."
+    left, took, machines = 0, [], set()
+    for run in runs:
+        if run.key in read_rows(run.experiment):
+            continue
+        left += 1
+        path = Path(shipped_results()) / f'{run.experiment}.jsonl'
+        row = _rows_of_file(path).get(run.key) if path.exists() else None
+        if row:
+            took.append(row['seconds'])
+            machines.add(row['env']['device'])
+    if not took:
+        return ''
+    minutes = sum(took) / len(took) * left / 60
+    where = ', '.join(sorted(machines))
+    return f'{left} runs to go, about {minutes:.0f} minutes where the stored rows were made ({where})'
+
+
+@lru_cache(maxsize=16)
+def _rows_of_file(path):
+    "Rows of a results file by key"
+    return {row['key']: row for row in map(json.loads, path.read_text().splitlines())}

@@ -4,28 +4,33 @@
 
 # %% auto #0
 __all__ = ['CALIBRATION_SAMPLES', 'QUICK_RATIOS', 'QUICK_TRAINABLE', 'ALL_RATIOS', 'CALIBRATION_SEEDS', 'RECOVERY_FRACTION',
-           'MIDDLE_RATIOS', 'LAYER_CRITERIA', 'WIDTH_CRITERIA', 'FEWER_SAMPLES', 'SEEDED_PRESETS', 'PRESETS',
-           'PURPOSE_RUNS', 'BATCH_SIZE', 'EXPERIMENTS', 'quick_runs', 'pruning_runs', 'criteria_runs', 'scoring_runs',
-           'trainable_runs', 'loss_runs', 'data_runs', 'extra_recipe_runs', 'run_grid', 'needed_criteria', 'run_scores',
-           'run_importance', 'original_model', 'plan_for_run', 'student_for_run', 'run_model', 'run_all']
+           'MIDDLE_RATIOS', 'LAYER_CRITERIA', 'WIDTH_CRITERIA', 'FEWER_SAMPLES', 'REAL_LIMIT', 'REAL_FRACTION',
+           'SEEDED_PRESETS', 'PRESETS', 'PURPOSE_RUNS', 'BATCH_SIZE', 'EXPERIMENTS', 'quick_runs', 'pruning_runs',
+           'criteria_runs', 'scoring_runs', 'trainable_runs', 'loss_runs', 'data_runs', 'extra_recipe_runs',
+           'smol_runs', 'run_grid', 'needed_criteria', 'recovery_data', 'run_scores', 'run_importance',
+           'original_model', 'plan_for_run', 'student_for_run', 'run_model', 'run_all']
 
 # %% ../../nbs/study/runner.ipynb #97dae38d
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
 from itertools import product
+import datasets
 import pandas as pd
-from ..core.store import Run, cache_dir, read_rows, record
+from tqdm.auto import tqdm
+from ..core.store import Run, cache_dir, hide_bar, read_rows, record
 from ..data.instruction_data import nested_subset
+from ..data.plain_benchmarks import plain_instructions
 from ..data.toy_benchmarks import DATA_REVISION, instructions
 from ..evaluation.benchmarks import SUITES
 from ..evaluation.evaluate import evaluate
 from ..evaluation.grading import check_rule
-from ..evaluation.results import BASE_RECIPE, PAPER_CRITERION
+from ..evaluation.language import language_scores
+from ..evaluation.results import BASE_RECIPE, MODEL_SUITES, PAPER_CRITERION
 from ..evaluation.statistics import average_score, paired_retention, retention_above_chance
+from ..evaluation.verdicts import pack_correct
 from ..importance.agreement import run_calibration
 from ..importance.block_influence import bootstrap_ci
 from ..importance.importance import CRITERIA, Scores, score
@@ -190,11 +195,53 @@ def extra_recipe_runs(
             yield _recovery_run(method, r, m, recipe, seed=seed)
         yield _recovery_run('layer', r, m, BASE_RECIPE, seed=seed)
 
+# %% ../../nbs/study/runner.ipynb #74aaf10f
+REAL_LIMIT = 30  # Questions of each benchmark that a real model is asked
+REAL_FRACTION = 0.05  # Share of the data where its recipes are compared
+
+
+def _real(runs, fraction=None):
+    "Runs as a real model is asked: in plain words, on fewer questions, and recovered on less data."
+    for run in runs:
+        run = replace(run, suite=MODEL_SUITES.get(run.model, run.suite), limit=REAL_LIMIT)
+        yield replace(run, fraction=fraction) if fraction and run.recipe != 'none' else run
+
+
+def _unrecovered_runs(models, seed):
+    "Both ways to prune, at the same size, of one calibration seed."
+    for m, r in product(models, ALL_RATIOS):
+        yield _pruning_run('layer', 'bi', r, m, seed=seed)
+        yield _pruning_run('width', 'taylor', r, m, seed=seed, size_match=True)
+
+# %% ../../nbs/study/runner.ipynb #7551c723
+def _smol_runs(models, seeds):
+    "The runs of `smol_runs`, some of them twice."
+    for m in models:
+        yield Run('importance', model=m, criterion='bi', calibration=CALIBRATION_SAMPLES)
+        yield from _real([Run('layer_pruning', model=m), Run('layer_pruning', model=m, use_images=False)])
+    for seed in seeds:  # without training a run takes minutes: all seeds come first
+        yield from _real(_unrecovered_runs(models, seed))
+    for seed in seeds:
+        yield from _real(trainable_runs(models, (seed,)), REAL_FRACTION)
+        yield from _real(loss_runs(models, (seed,)), REAL_FRACTION)
+    for seed in seeds:
+        yield from _real(data_runs(models, (seed,)))
+    yield from _real(run for run in scoring_runs(models) if run.experiment != 'importance')
+
+
+def smol_runs(
+    models: Sequence[str] | None = None,  # Names of models with a real language model; None: smol-llava
+    seeds: Sequence[int] = CALIBRATION_SEEDS,  # Seeds of the calibration set, the data and the training
+) -> list[Run]:  # Every claim has its first seed early
+    "The study on a real language model, in the order in which it says most."
+    return list({run.key: run for run in _smol_runs(models or tuple(MODEL_SUITES), seeds)}.values())
+
 # %% ../../nbs/study/runner.ipynb #f4998d7c
 def _quick_of_all(models=None):
     "The quick runs of each model."
     for m in models or ('tiny-llava',):
-        yield from quick_runs(model=m)
+        real = dict(suite=MODEL_SUITES[m], limit=REAL_LIMIT) if m in MODEL_SUITES else {}
+        yield from quick_runs(model=m, **real)
 
 # %% ../../nbs/study/runner.ipynb #b4c8dd0a
 def _smoke(models=None):
@@ -204,6 +251,7 @@ def _smoke(models=None):
 
 
 SEEDED_PRESETS = dict(training=trainable_runs, losses=loss_runs, data=data_runs, beyond=extra_recipe_runs)
+SEEDED_PRESETS |= dict(smol=smol_runs)
 PRESETS = (
     dict(quick=_quick_of_all, smoke=_smoke, pruning=pruning_runs, criteria=criteria_runs, scoring=scoring_runs)
     | SEEDED_PRESETS
@@ -213,7 +261,7 @@ PRESETS = (
 def run_grid(
     preset: str = 'quick',  # One of `PRESETS`
     models: Sequence[str] | None = None,  # Names of study models; None: as the preset says
-    suite: str = 'small',  # One of `SUITES`: the small suite, or a real benchmark
+    suite: str | None = None,  # One of `SUITES`; None: that of each model, the small one or plain words
     seeds: Sequence[int] | None = None,  # Whole numbers; None: as the preset says
     rule: str = 'published',  # Rule that answers are graded by: 'published' or 'lmms-eval'
 ) -> list[Run]:  # In the order in which they are computed
@@ -222,14 +270,14 @@ def run_grid(
     Raises ValueError for a preset, suite or rule that does not exist, and for seeds where the preset has its own."""
     if preset not in PRESETS:
         raise ValueError(f'there is no preset {preset!r}: take one of {", ".join(PRESETS)}')
-    if suite not in SUITES:
+    if suite is not None and suite not in SUITES:
         raise ValueError(f'there is no suite {suite!r}: take one of {", ".join(SUITES)}')
     if seeds and preset not in SEEDED_PRESETS:
         raise ValueError(
             f'the preset {preset!r} has seeds of its own: seeds are chosen for {", ".join(SEEDED_PRESETS)}'
         )
     runs = SEEDED_PRESETS[preset](models, tuple(seeds)) if seeds else PRESETS[preset](models)
-    return [replace(run, suite=suite, rule=check_rule(rule)) for run in runs]
+    return [replace(run, suite=suite or run.suite, rule=check_rule(rule)) for run in runs]
 
 # %% ../../nbs/study/runner.ipynb #5d39d0a8
 def needed_criteria(
@@ -243,11 +291,18 @@ def needed_criteria(
         return (run.criterion,)
     return ('bi',)
 
+# %% ../../nbs/study/runner.ipynb #111b4fce
+def recovery_data(
+    model: str,  # Name of a model of the study
+) -> datasets.Dataset:  # Rows with `id`, `images` and `messages`
+    "What a model is scored and recovered on: conversations in its own words."
+    return plain_instructions() if model in MODEL_SUITES else instructions('recovery')
+
 # %% ../../nbs/study/runner.ipynb #7961fd92
 @lru_cache(maxsize=16)
 def _cached_scores(model, criteria, calibration, seed):
     "Scores of a study model; the last sixteen results are kept."
-    data = instructions('recovery')
+    data = recovery_data(model)
     rows = data.select(nested_subset(len(data), min(1, calibration / len(data)), seed))
     return score(load_lvlm(model), rows, criteria=criteria, seed=seed, progress=False)
 
@@ -293,7 +348,7 @@ def _evaluate(lvlm, run, use_images=True):
         batch_size=BATCH_SIZE,
         records=_records_path(run, lvlm),
         rule=run.rule,
-        progress=sys.stderr.isatty(),
+        progress=None,
     )
 
 # %% ../../nbs/study/runner.ipynb #3f5bfa61
@@ -320,7 +375,7 @@ def plan_for_run(
         return width_plan(scores, run.ratio, run.criterion, multiple=multiple)
     order = None
     if run.criterion == 'iterative':
-        data = instructions('recovery')
+        data = recovery_data(run.model)
         order = iterative_influence(lvlm, data.select(nested_subset(len(data), run.calibration / len(data), run.seed)))
     return layer_plan(scores, run.ratio, run.criterion, seed=run.seed, order=order)
 
@@ -328,7 +383,7 @@ def plan_for_run(
 @lru_cache(maxsize=1)
 def _training_samples(model):
     "The recovery data for one model; the features of its pictures are computed once."
-    return TrainingSamples(load_lvlm(model), instructions('recovery'))
+    return TrainingSamples(load_lvlm(model), recovery_data(model))
 
 # %% ../../nbs/study/runner.ipynb #edea2349
 def student_for_run(
@@ -342,7 +397,7 @@ def student_for_run(
     if run.recipe == 'none':
         return apply_plan(lvlm, plan), 0.0
     folder = cache_dir('recoveries') / f'{run.key}-r{DATA_REVISION}-{fingerprint(lvlm)[:8]}'
-    result = recover_run(lvlm, run, _training_samples(run.model), plan, out=folder, progress=sys.stderr.isatty())
+    result = recover_run(lvlm, run, _training_samples(run.model), plan, out=folder, progress=None)
     shutil.rmtree(folder, ignore_errors=True)
     return result.lvlm, result.seconds
 
@@ -378,13 +433,29 @@ def run_model(
     else:
         table = _evaluate(student, run, run.use_images)
     curves = dict(chance=table.chance.to_dict())
+    metrics = _model_metrics(student, table, base, seconds)
+    if run.suite in MODEL_SUITES.values():  # a model that knows a language
+        curves['correct'] = pack_correct(table.records.score)
+        metrics |= language_scores(student)
     asked = dict(asked=f'{str(student.model.dtype).removeprefix("torch.")} by {BATCH_SIZE}')
-    return dict(metrics=_model_metrics(student, table, base, seconds), curves=curves, text=asked)
+    return dict(metrics=metrics, curves=curves, text=asked)
 
 
 EXPERIMENTS = dict(importance=run_importance, layer_pruning=run_model, width_pruning=run_model, recovery=run_model)
 
 # %% ../../nbs/study/runner.ipynb #fe3bfada
+def _with_bar(numbered):
+    "Numbered runs, those that are stored first; the others under a bar that shows the time left."
+    stored = set()
+    for number, run in numbered:
+        row = read_rows(run.experiment).get(run.key)
+        if row and 'error' not in row:
+            stored.add(number)
+    yield from (pair for pair in numbered if pair[0] in stored)
+    others = [pair for pair in numbered if pair[0] not in stored]
+    yield from tqdm(others, desc='study', unit=' runs', disable=hide_bar(None) if others else True, leave=False)
+
+
 def _progress_line(number, total, run, row):
     "One line about a run that has just been computed."
     hidden = ('experiment', 'criterion', 'calibration')
@@ -408,7 +479,8 @@ def run_all(
     start = time.time()
     count = dict(computed=0, stored=0, left=0, failed=0)
     first, step = shard
-    for number, run in [*enumerate(runs, 1)][first - 1 :: step]:
+    mine = [*enumerate(runs, 1)][first - 1 :: step]
+    for number, run in _with_bar(mine):
         row = read_rows(run.experiment).get(run.key)
         if row and 'error' not in row:
             count['stored'] += 1
