@@ -1,5 +1,5 @@
 # Two commands do everything, each with its own set-up in .venv: `make study` and `make test`.
-#   make study MODEL=smol-llava    on the model with a pretrained language model (needs .venv/bin/pip install -e '.[real]')
+#   make study MODEL=tiny-bunny    the same on another study model
 #   make lab                       JupyterLab, open on the index with the reading order
 #   make docs                      the documentation site, in _site
 #   make test PYTHON=python3.12    another Python for the set-up (3.11 or newer)

@@ -699,9 +699,18 @@ def parse_seeds(
     return [int(word) for word in words]
 
 # %% ../../nbs/study/cli.ipynb #3c6d8e14
+def _check_models(names):
+    "ValueError for a model that is neither at hand nor a folder, before anything is computed."
+    shipped = [*study_models(), *real_models()]
+    unknown = [name for name in names if name not in shipped and not Path(name).is_dir()]
+    if unknown:
+        raise ValueError(f'{unknown[0]!r} is no study model and no folder: choose from {", ".join(shipped)}')
+
+
 def _run(preset, models, suite, seeds, minutes, shard, rule, engine='local', address=''):
     "Compute what is missing; not ok where a run failed."
     runs = run_grid(preset, models, suite or None, seeds, rule)
+    _check_models(dict.fromkeys(run.model for run in runs))
     print(expected_time(runs) or f'{len(runs)} runs', flush=True)
     if engine == 'ray':
         own, gpus = runs[shard[0] - 1 :: shard[1]], int(torch.cuda.is_available())
@@ -766,10 +775,7 @@ def study_command(
     if model:
         raise ValueError(f'{model} is not known here: --help lists the options')
     names = [name.strip() for name in models.split(',')] if models else None
-    shipped = [*study_models(), *real_models()]
-    unknown = [name for name in names or () if name not in shipped and not Path(name).is_dir()]
-    if unknown:
-        raise ValueError(f'{unknown[0]!r} is no study model and no folder: choose from {", ".join(shipped)}')
+    _check_models(names or ())
     if not minutes >= 0:
         raise ValueError(f'minutes is a number from 0 on, 0 for no limit, not {minutes:g}')
     if action == 'run':

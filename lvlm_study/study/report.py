@@ -11,7 +11,6 @@ __all__ = ['SUMMARY_FORMATS', 'RETENTION_LINES', 'ABILITY_LINES', 'stored_rows',
 import json
 import os
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
 import pandas as pd
 import transformers
@@ -251,6 +250,13 @@ def shipped_results() -> Path:
     return (repository_folder() or Path('.')) / 'nbs' / 'results'
 
 # %% ../../nbs/study/report.ipynb #227931cd
+def _rows_in(folder, experiment):
+    "Rows of an experiment by key, from a folder of results; none where it has no such file"
+    path = folder / f'{experiment}.jsonl'
+    texts = path.read_text().splitlines() if path.exists() else []
+    return {row['key']: row for row in map(json.loads, texts)}
+
+
 def _asked(row):
     "How the questions of a row were asked: type of the weights, and questions at once."
     return row.get('text', {}).get('asked', 'float32 by 64')
@@ -263,9 +269,7 @@ def compare_results(
     "Retention in the rows of this machine beside that in other rows of the same type and batch size, run by run."
     lines = []
     for run, row in stored_rows(preset).items():
-        path = Path(folder or shipped_results()) / f'{run.experiment}.jsonl'
-        texts = path.read_text().splitlines() if path.exists() else []
-        other = {r['key']: r for r in map(json.loads, texts)}.get(run.key, {})
+        other = _rows_in(Path(folder or shipped_results()), run.experiment).get(run.key, {})
         shipped, here = other.get('metrics', {}), row['metrics'].get('retention')
         if here is None or 'retention' not in shipped or _asked(row) != _asked(other):
             continue
@@ -287,24 +291,11 @@ def expected_time(
     runs: Sequence[Run],  # As from `run_grid`
 ) -> str:  # One sentence; '' where no such row came with the project
     "How long runs that are not stored yet took on the machine of the rows that came with the project."
-    left, took, machines = 0, [], set()
-    for run in runs:
-        if run.key in read_rows(run.experiment):
-            continue
-        left += 1
-        path = Path(shipped_results()) / f'{run.experiment}.jsonl'
-        row = _rows_of_file(path).get(run.key) if path.exists() else None
-        if row:
-            took.append(row['seconds'])
-            machines.add(row['env']['device'])
-    if not took:
+    left = [run for run in runs if run.key not in read_rows(run.experiment)]
+    shipped = {name: _rows_in(shipped_results(), name) for name in {run.experiment for run in left}}
+    rows = [shipped[run.experiment][run.key] for run in left if run.key in shipped[run.experiment]]
+    if not rows:
         return ''
-    minutes = sum(took) / len(took) * left / 60
-    where = ', '.join(sorted(machines))
-    return f'{left} runs to go, about {minutes:.0f} minutes where the stored rows were made ({where})'
-
-
-@lru_cache(maxsize=16)
-def _rows_of_file(path):
-    "Rows of a results file by key"
-    return {row['key']: row for row in map(json.loads, path.read_text().splitlines())}
+    minutes = sum(row['seconds'] for row in rows) / len(rows) * len(left) / 60
+    where = ', '.join(sorted({row['env']['device'] for row in rows}))
+    return f'{len(left)} runs to go, about {minutes:.1f} minutes where the stored rows were made ({where})'
