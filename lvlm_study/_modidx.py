@@ -447,6 +447,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                             'lvlm_study/efficiency/budget.py'),
                                               'lvlm_study.efficiency.budget._name': ( 'efficiency/budget.html#_name',
                                                                                       'lvlm_study/efficiency/budget.py'),
+                                              'lvlm_study.efficiency.budget._options_once': ( 'efficiency/budget.html#_options_once',
+                                                                                              'lvlm_study/efficiency/budget.py'),
                                               'lvlm_study.efficiency.budget._recipe_sentence': ( 'efficiency/budget.html#_recipe_sentence',
                                                                                                  'lvlm_study/efficiency/budget.py'),
                                               'lvlm_study.efficiency.budget.against_rivals': ( 'efficiency/budget.html#against_rivals',

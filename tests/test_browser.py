@@ -134,6 +134,7 @@ def move(page, box, keys=3):
     for control in box.locator('.noUi-handle, select').all():
         if control.evaluate('c => c.tagName') == 'SELECT':  # arrow keys on a menu would walk through JupyterLab's cells
             at, many = control.evaluate('c => [c.selectedIndex, c.options.length]')
+            assert many > 1, 'a menu with one choice'
 
             def state():
                 return control.input_value()

@@ -8,10 +8,11 @@ __all__ = ['quality_cells', 'cell_table', 'rival_of', 'nats_gained', 'against_ri
 
 # %% ../../nbs/efficiency/budget.ipynb #399ab0d6
 from collections import defaultdict
+from functools import lru_cache
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from ..core.plotting import COLORS, show_figure
+from ..core.plotting import COLORS, plot_style, show_figure
 from ..core.store import read_rows
 from .engines import engine_runs
 from .quantization import RECIPE_NAMES
@@ -228,7 +229,7 @@ def draw_budget(
     import matplotlib.pyplot as plt
 
     fit = what_fits(options, megabytes, word_time)
-    fig, ax = plt.subplots(figsize=(7.6, 3.2))
+    fig, ax = plt.subplots(figsize=(8.4, 3.8), layout='constrained')
     shown = options[options.near <= 120]
     ax.plot(shown.file_MB, shown.near, 'o', color='#CCCCCC', ms=5)
     for line in fit[fit.near <= 120].itertuples():
@@ -246,14 +247,22 @@ def draw_budget(
     ax.set(xlabel='file in MB', ylabel='perplexity on near text', yscale='log')
     ax.set_yticks([20, 30, 40, 60, 100], labels=['20', '30', '40', '60', '100'])
     ax.minorticks_off()
-    ax.set_title('\n'.join(best) or 'nothing that was measured fits', fontsize=8, fontweight='normal')
+    found = f'{len(fit)} of {len(options)} fit into {megabytes:.0f} MB and {word_time:.0%} of the time of a word'
+    ax.set_title('\n'.join([found, *best, '', '', ''][:4]), loc='left', fontsize=8, fontweight='normal')
     return fig
 
 # %% ../../nbs/efficiency/budget.ipynb #1895352e
+@lru_cache
+def _options_once(engine):
+    "The options of an engine, read from the store once a session: a slider asks for them at every step."
+    return budget_options(engine=engine)
+
+
 def show_budget(
     megabytes: float = 150,  # Size of the file at most
     word_time: float = 0.8,  # Time of a word at most, as a share of the whole model's in the same type
     engine: str = 'llama.cpp',  # One of the engines of the table of runs
 ) -> None:  # It shows a picture
     "What fits into a budget, as a picture: the function under the sliders."
-    show_figure(draw_budget(budget_options(engine=engine), megabytes, word_time))
+    with plot_style():
+        show_figure(draw_budget(_options_once(engine), megabytes, word_time))

@@ -201,7 +201,7 @@ def train_smol_vision(
     lvlm: LVLM,  # The model; encoder and projector are changed in place
     steps: int = 800,  # Number of optimizer steps
     toys: int = 32,  # Toy images in a step
-    others: int = 8,  # Pictures of easy-VQA in a step
+    others: int = 12,  # Pictures of easy-VQA in a step
     lr: float = 2e-3,  # Peak of the learning rate
     seed: int = 0,  # Seed of the pictures
 ) -> list:  # [naming, distance, right] of each step, as of `writing_losses`
@@ -395,7 +395,7 @@ def packed_answer_losses(
     lvlm: LVLM,  # The model in training, with 'matmul' attention
     batch: list,  # `TrainingSequence`s with pieces and positions, whose images are words of cells
     text: PictureText,  # What image tokens are
-    noise: float = 0.15,  # Standard deviation of the noise on image tokens, as a share of the embeddings'
+    noise: float = 0.25,  # Standard deviation of the noise on image tokens, as a share of the embeddings'
 ) -> tuple:  # (loss of each answer token in nats, (sequence, position) of each, whether each is the likeliest)
     "Cross entropy of all answer tokens of a batch of packed sequences; logits are computed there only."
     ids, labels = pad_right([s.ids for s in batch], 0), pad_right([s.labels for s in batch], -100)
