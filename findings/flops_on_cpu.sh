@@ -9,7 +9,7 @@
 #          quantized; compare with a closed form once.
 set -euo pipefail
 tmp=$(mktemp -d); trap 'rm -rf "$tmp"' EXIT
-py=${FINDINGS_VENV:+$FINDINGS_VENV/bin/python}
+py=${FINDINGS_VENV:+$(cd "$FINDINGS_VENV" && pwd)/bin/python}
 if [ -z "$py" ]; then
   python3 -m venv "$tmp/venv"; py=$tmp/venv/bin/python
   "$py" -m pip install -q torch==2.13.0

@@ -9,7 +9,7 @@
 # Do:      after replacing a layer compare `len(hidden_states)` with the layers + 1, or use hooks of one's own.
 set -euo pipefail
 tmp=$(mktemp -d); trap 'rm -rf "$tmp"' EXIT
-py=${FINDINGS_VENV:+$FINDINGS_VENV/bin/python}
+py=${FINDINGS_VENV:+$(cd "$FINDINGS_VENV" && pwd)/bin/python}
 if [ -z "$py" ]; then
   python3 -m venv "$tmp/venv"; py=$tmp/venv/bin/python
   "$py" -m pip install -q torch==2.13.0 transformers==5.23.0

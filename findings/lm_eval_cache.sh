@@ -8,7 +8,7 @@
 # Do:      a cache file for each checkpoint (and each state of it), or none where models are compared.
 set -euo pipefail
 tmp=$(mktemp -d); trap 'rm -rf "$tmp"' EXIT
-py=${FINDINGS_VENV:+$FINDINGS_VENV/bin/python}
+py=${FINDINGS_VENV:+$(cd "$FINDINGS_VENV" && pwd)/bin/python}
 if [ -z "$py" ]; then
   python3 -m venv "$tmp/venv"; py=$tmp/venv/bin/python
   "$py" -m pip install -q torch==2.13.0 transformers==5.23.0 lm_eval==0.4.13 datasets==5.2.0 accelerate==1.15.0

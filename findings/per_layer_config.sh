@@ -10,7 +10,7 @@
 #          one's own, never rely on `skip`, and count the parameters (or compare logits) after loading.
 set -euo pipefail
 tmp=$(mktemp -d); trap 'rm -rf "$tmp"' EXIT
-py=${FINDINGS_VENV:+$FINDINGS_VENV/bin/python}
+py=${FINDINGS_VENV:+$(cd "$FINDINGS_VENV" && pwd)/bin/python}
 if [ -z "$py" ]; then
   python3 -m venv "$tmp/venv"; py=$tmp/venv/bin/python
   "$py" -m pip install -q torch==2.13.0 transformers==5.23.0

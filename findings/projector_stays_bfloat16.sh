@@ -7,7 +7,7 @@
 # Do:      cast what is in `modules_to_save` to float32 before the optimizer is made, and train under autocast.
 set -euo pipefail
 tmp=$(mktemp -d); trap 'rm -rf "$tmp"' EXIT
-py=${FINDINGS_VENV:+$FINDINGS_VENV/bin/python}
+py=${FINDINGS_VENV:+$(cd "$FINDINGS_VENV" && pwd)/bin/python}
 if [ -z "$py" ]; then
   python3 -m venv "$tmp/venv"; py=$tmp/venv/bin/python
   "$py" -m pip install -q torch==2.13.0 transformers==5.23.0 peft==0.21.2 pillow==13.0.0

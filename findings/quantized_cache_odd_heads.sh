@@ -9,7 +9,7 @@
 # Do:      test quantized caches at odd and even prompts; keep an even number of KV heads for hqq, or use quanto.
 set -euo pipefail
 tmp=$(mktemp -d); trap 'rm -rf "$tmp"' EXIT
-py=${FINDINGS_VENV:+$FINDINGS_VENV/bin/python}
+py=${FINDINGS_VENV:+$(cd "$FINDINGS_VENV" && pwd)/bin/python}
 if [ -z "$py" ]; then
   python3 -m venv "$tmp/venv"; py=$tmp/venv/bin/python
   "$py" -m pip install -q torch==2.13.0 transformers==5.23.0 hqq==0.2.8.post1 optimum-quanto==0.2.7
