@@ -10,20 +10,40 @@
 #          with what was loaded, and compare.
 set -euo pipefail
 tmp=$(mktemp -d); trap 'rm -rf "$tmp"' EXIT
+pins=(torch==2.13.0 transformers==5.23.0 pillow==13.0.0 jinja2==3.1.6)
 py=${FINDINGS_VENV:+$(cd "$FINDINGS_VENV" && pwd)/bin/python}
 if [ -z "$py" ]; then
   python3 -m venv "$tmp/venv"; py=$tmp/venv/bin/python
-  "$py" -m pip install -q torch==2.13.0 transformers==5.23.0 pillow==13.0.0 jinja2==3.1.6
+  "$py" -m pip install -q "${pins[@]}"
 fi
-export HF_HUB_OFFLINE=1 HF_HOME=$tmp TRANSFORMERS_VERBOSITY=error PYTHONWARNINGS=ignore OMP_NUM_THREADS=1
+export TQDM_DISABLE=1 HF_HUB_OFFLINE=1 HF_HOME=$tmp TRANSFORMERS_VERBOSITY=error PYTHONWARNINGS=ignore OMP_NUM_THREADS=1
 cd "$tmp"
+"$py" - "${pins[@]}" <<'PY'
+import sys
+from importlib.metadata import version
+
+for name, pin in (text.split("==") for text in sys.argv[1:]):
+    print(name, version(name))
+    if version(name).split("+")[0] != pin:
+        print(f"note: run with {name} {version(name)} instead of the pinned {pin}")
+PY
 "$py" - <<'PY'
+import logging
 import os
+import warnings
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoProcessor, AutoTokenizer, CLIPImageProcessor, LlavaProcessor, PreTrainedTokenizerFast
 
-print("transformers", transformers.__version__)
+heard = []  # what the loggers and Python's warnings say
+handler = logging.Handler(logging.WARNING)
+handler.emit = lambda record: heard.append(record.getMessage())
+for name in (None, "transformers"):
+    logging.getLogger(name).addHandler(handler)
+transformers.logging.disable_default_handler()
+transformers.logging.set_verbosity_warning()
+warnings.simplefilter("always")
+warnings.showwarning = lambda message, *args, **kwargs: heard.append(str(message))
 words = ["<unk>", "<s>", "</s>", "user", "assistant", "hello"]
 fast = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, "<unk>"))
 fast.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -66,6 +86,9 @@ print("files:", sorted(f for f in os.listdir("two") if "template" in f))
 loaded = AutoProcessor.from_pretrained("two")
 same = [owner.chat_template == FOR_IMAGES for owner in (loaded, loaded.tokenizer, AutoTokenizer.from_pretrained("two"))]
 print("after save and load: processor, its tokenizer, AutoTokenizer have the processor's template:", same)
+about = [text for text in heard if "template" in text.lower()]
+print("warnings:", heard or "none")
+assert not about, "it now warns"
 assert before.startswith("raises") and after == "user <image> hello ", "the tokenizer's template is now used"
 assert render(two.tokenizer, text) == "user : hello </s> " and same == [True, True, True], "both templates are now kept"
 PY

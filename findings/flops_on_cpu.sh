@@ -9,14 +9,26 @@
 #          quantized; compare with a closed form once.
 set -euo pipefail
 tmp=$(mktemp -d); trap 'rm -rf "$tmp"' EXIT
+pins=(torch==2.13.0)
 py=${FINDINGS_VENV:+$(cd "$FINDINGS_VENV" && pwd)/bin/python}
 if [ -z "$py" ]; then
   python3 -m venv "$tmp/venv"; py=$tmp/venv/bin/python
-  "$py" -m pip install -q torch==2.13.0
+  "$py" -m pip install -q "${pins[@]}"
 fi
-export HF_HUB_OFFLINE=1 HF_HOME=$tmp TRANSFORMERS_VERBOSITY=error PYTHONWARNINGS=ignore OMP_NUM_THREADS=1
+export TQDM_DISABLE=1 HF_HUB_OFFLINE=1 HF_HOME=$tmp TRANSFORMERS_VERBOSITY=error PYTHONWARNINGS=ignore OMP_NUM_THREADS=1
 cd "$tmp"
+"$py" - "${pins[@]}" <<'PY'
+import sys
+from importlib.metadata import version
+
+for name, pin in (text.split("==") for text in sys.argv[1:]):
+    print(name, version(name))
+    if version(name).split("+")[0] != pin:
+        print(f"note: run with {name} {version(name)} instead of the pinned {pin}")
+PY
 "$py" - <<'PY'
+import logging
+import warnings
 from contextlib import nullcontext
 
 import torch
@@ -24,7 +36,13 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-print("torch", torch.__version__)
+heard = []  # what the loggers and Python's warnings say
+handler = logging.Handler(logging.WARNING)
+handler.emit = lambda record: heard.append(record.getMessage())
+for name in (None, "torch"):
+    logging.getLogger(name).addHandler(handler)
+warnings.simplefilter("always")
+warnings.showwarning = lambda message, *args, **kwargs: heard.append(str(message))
 B, H, T, D = 1, 4, 64, 16
 scores = 2 * 2 * B * H * T * T * D  # two products: queries by keys, weights by values
 print("closed form of attention, forward:", scores)
@@ -73,6 +91,9 @@ if onednn:
     others["linear by oneDNN"] = count(lambda: torch.ops.mkldnn._linear_pointwise(x, w, None, "none", [], ""))
 print("products |", others)
 
+about = [text for text in heard if any(word in text.lower() for word in ("flop", "count", "formula", "attention"))]
+print("warnings:", heard or "none")
+assert not about, "it now warns"
 assert set(seen["default"].values()) == {0}, "attention on a CPU is now counted"
 assert list(seen["math"].values()) == [scores, scores, scores, 3 * scores] and seen["meta"] == scores
 assert others["linear"] == 2 * 8 * 16 * 32 and others["one row by linear"] == 2 * 16 * 32

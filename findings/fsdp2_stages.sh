@@ -10,13 +10,23 @@
 #          for stage one; or shard anew for each stage.
 set -euo pipefail
 tmp=$(mktemp -d); trap 'rm -rf "$tmp"' EXIT
+pins=(torch==2.13.0 numpy==2.4.6)
 py=${FINDINGS_VENV:+$(cd "$FINDINGS_VENV" && pwd)/bin/python}
 if [ -z "$py" ]; then
   python3 -m venv "$tmp/venv"; py=$tmp/venv/bin/python
-  "$py" -m pip install -q torch==2.13.0 numpy==2.4.6
+  "$py" -m pip install -q "${pins[@]}"
 fi
-export HF_HUB_OFFLINE=1 HF_HOME=$tmp TRANSFORMERS_VERBOSITY=error PYTHONWARNINGS=ignore OMP_NUM_THREADS=1
+export TQDM_DISABLE=1 HF_HUB_OFFLINE=1 HF_HOME=$tmp TRANSFORMERS_VERBOSITY=error PYTHONWARNINGS=ignore OMP_NUM_THREADS=1
 cd "$tmp"
+"$py" - "${pins[@]}" <<'PY'
+import sys
+from importlib.metadata import version
+
+for name, pin in (text.split("==") for text in sys.argv[1:]):
+    print(name, version(name))
+    if version(name).split("+")[0] != pin:
+        print(f"note: run with {name} {version(name)} instead of the pinned {pin}")
+PY
 "$py" - <<'PY'
 import torch
 import torch.distributed as dist
@@ -24,7 +34,6 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-print("torch", torch.__version__)
 dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
 mesh = init_device_mesh("cpu", (1,))
 
@@ -66,7 +75,7 @@ def two_stages(first, second, mixed=True, warm_up=False):
         try:
             forward().backward()
         except RuntimeError as e:
-            return f"stage {part!r} raises: {str(e)[:75]}"
+            return f"stage {part!r} raises: {str(e)}"
     return "works"
 
 
@@ -78,8 +87,11 @@ seen = {
     "projector, then adapters, all trainable at the first pass": two_stages("projector", "adapter", warm_up=True),
 }
 for name, text in seen.items():
-    print(f"{name}: {text}")
+    print(f"{name}: {text[:230]}")
 dist.destroy_process_group()
 raised = [text != "works" for text in seen.values()]
 assert raised == [True, True, False, False, False], "another set of stages works now"
+errors = [text for text in seen.values() if text != "works"]
+assert all("grad_dtype" in text for text in errors), "it now raises otherwise"
+assert not any("fsdp" in text.lower() or "requires_grad" in text for text in errors), "the message now names the cause"
 PY

@@ -9,22 +9,42 @@
 # Do:      after replacing a layer compare `len(hidden_states)` with the layers + 1, or use hooks of one's own.
 set -euo pipefail
 tmp=$(mktemp -d); trap 'rm -rf "$tmp"' EXIT
+pins=(torch==2.13.0 transformers==5.23.0)
 py=${FINDINGS_VENV:+$(cd "$FINDINGS_VENV" && pwd)/bin/python}
 if [ -z "$py" ]; then
   python3 -m venv "$tmp/venv"; py=$tmp/venv/bin/python
-  "$py" -m pip install -q torch==2.13.0 transformers==5.23.0
+  "$py" -m pip install -q "${pins[@]}"
 fi
-export HF_HUB_OFFLINE=1 HF_HOME=$tmp TRANSFORMERS_VERBOSITY=error PYTHONWARNINGS=ignore OMP_NUM_THREADS=1
+export TQDM_DISABLE=1 HF_HUB_OFFLINE=1 HF_HOME=$tmp TRANSFORMERS_VERBOSITY=error PYTHONWARNINGS=ignore OMP_NUM_THREADS=1
 cd "$tmp"
+"$py" - "${pins[@]}" <<'PY'
+import sys
+from importlib.metadata import version
+
+for name, pin in (text.split("==") for text in sys.argv[1:]):
+    print(name, version(name))
+    if version(name).split("+")[0] != pin:
+        print(f"note: run with {name} {version(name)} instead of the pinned {pin}")
+PY
 "$py" - <<'PY'
 import copy
+import logging
+import warnings
 import torch
 import transformers
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
-print("transformers", transformers.__version__)
+heard = []  # what the loggers and Python's warnings say
+handler = logging.Handler(logging.WARNING)
+handler.emit = lambda record: heard.append(record.getMessage())
+for name in (None, "transformers"):
+    logging.getLogger(name).addHandler(handler)
+transformers.logging.disable_default_handler()
+transformers.logging.set_verbosity_warning()
+warnings.simplefilter("always")
+warnings.showwarning = lambda message, *args, **kwargs: heard.append(str(message))
 ids = torch.arange(3, 12)[None]
 BASE = dict(vocab_size=64, hidden_size=32, num_hidden_layers=4, num_attention_heads=4)
 
@@ -70,6 +90,9 @@ for kind in ("whole", "pass", "narrow"):
             seen[kind, called][1],
         )
 
+about = [text for text in heard if any(word in text.lower() for word in ("hidden", "state", "layer", "hook"))]
+print("warnings:", heard or "none")
+assert not about, "it now warns"
 right = ([[0], [1], [2], [3], []], 4)
 assert seen["whole", False] == seen["whole", True] == seen["narrow", False] == right
 assert seen["pass", False] == seen["pass", True] == ([[0], [1, 2], [3], []], 3), (

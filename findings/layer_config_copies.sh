@@ -3,27 +3,47 @@
 # Guess:   layers built from `config.per_layer_config[i]` (LLaMA layers of different widths) follow
 #          `set_attn_implementation`.
 # Happens: `per_layer_config[i]` is a new copy of the config. `set_attn_implementation` changes the model's config and
-#          no copy, without a warning. From sdpa to eager the layers stay sdpa and the list of attention maps is empty.
-#          From eager to sdpa the model makes no mask, as sdpa needs none, and the layers, still eager, attend to later
-#          tokens: other logits.
+#          no copy. From sdpa to eager the layers stay sdpa: no attention maps come, behind one misleading warning that
+#          says to set eager, which was set. From eager to sdpa the model makes no mask, as sdpa needs none, and the
+#          layers, still eager, attend to later tokens: other logits, silently.
 # Do:      build the layer from the copy, then give its attention the model's config back (`layer.self_attn.config =
 #          config`); test that a later token changes nothing before it.
 set -euo pipefail
 tmp=$(mktemp -d); trap 'rm -rf "$tmp"' EXIT
+pins=(torch==2.13.0 transformers==5.23.0)
 py=${FINDINGS_VENV:+$(cd "$FINDINGS_VENV" && pwd)/bin/python}
 if [ -z "$py" ]; then
   python3 -m venv "$tmp/venv"; py=$tmp/venv/bin/python
-  "$py" -m pip install -q torch==2.13.0 transformers==5.23.0
+  "$py" -m pip install -q "${pins[@]}"
 fi
-export HF_HUB_OFFLINE=1 HF_HOME=$tmp TRANSFORMERS_VERBOSITY=error PYTHONWARNINGS=ignore OMP_NUM_THREADS=1
+export TQDM_DISABLE=1 HF_HUB_OFFLINE=1 HF_HOME=$tmp TRANSFORMERS_VERBOSITY=error PYTHONWARNINGS=ignore OMP_NUM_THREADS=1
 cd "$tmp"
+"$py" - "${pins[@]}" <<'PY'
+import sys
+from importlib.metadata import version
+
+for name, pin in (text.split("==") for text in sys.argv[1:]):
+    print(name, version(name))
+    if version(name).split("+")[0] != pin:
+        print(f"note: run with {name} {version(name)} instead of the pinned {pin}")
+PY
 "$py" - <<'PY'
+import logging
+import warnings
 import torch
 import transformers
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
-print("transformers", transformers.__version__)
+heard = []  # what the loggers and Python's warnings say
+handler = logging.Handler(logging.WARNING)
+handler.emit = lambda record: heard.append(record.getMessage())
+for name in (None, "transformers"):
+    logging.getLogger(name).addHandler(handler)
+transformers.logging.disable_default_handler()
+transformers.logging.set_verbosity_warning()
+warnings.simplefilter("always")
+warnings.showwarning = lambda message, *args, **kwargs: heard.append(str(message))
 ids = torch.arange(3, 15)[None]
 other = ids.clone()
 other[0, -1] = 60  # only the last token differs
@@ -65,11 +85,14 @@ seen = {}
 for name, shared in (("copies", False), ("config given back", True)):
     for first, then in (("sdpa", "eager"), ("eager", "sdpa")):
         model = build(first, shared=shared)
-        seen[name, then] = change(model, then)
+        heard.clear()
+        seen[name, then] = dict(change(model, then), said=[text for text in heard if "attention" in text.lower()])
         print(name, "|", first, "->", then, "|", seen[name, then])
 print("widths:", [layer.mlp.up_proj.out_features for layer in model.model.layers])
 
 a, b = seen["copies", "eager"], seen["copies", "sdpa"]
+assert len(a["said"]) == 1 and "Please set your attention to `eager`" in a["said"][0], "it now warns otherwise"
+assert not b["said"], "from eager to sdpa it now warns"
 assert a["model"] == "eager" and a["layers"] == {"sdpa"} and a["maps"] == 0 and a["gap"] == 0, "copies now follow"
 assert b["model"] == "sdpa" and b["layers"] == {"eager"} and b["gap"] > 1 and b["later"] > 1, "the mask is now right"
 for kind in ("eager", "sdpa"):

@@ -5,28 +5,48 @@
 #          raises.
 # Happens: the model picks mask and rotary positions of a layer by its place in `config.layer_types`, whatever the layer
 #          holds. With the list left as it was, a live cut model computes silently with the kinds of other layers; on
-#          prompts that fit into the window only the rotary positions of Gemma 3 differ. Only saving raises; the list cut
-#          to the right length from its end saves, loads and stays wrong.
+#          prompts that fit into the window only the rotary positions of Gemma 3 differ. Only saving raises; the list
+#          cut to the right length from its end saves, loads and stays wrong.
 # Do:      set `config.layer_types = [layer_types[i] for i in kept]` before the first forward pass; test with a prompt
 #          longer than the window.
 set -euo pipefail
 tmp=$(mktemp -d); trap 'rm -rf "$tmp"' EXIT
+pins=(torch==2.13.0 transformers==5.23.0)
 py=${FINDINGS_VENV:+$(cd "$FINDINGS_VENV" && pwd)/bin/python}
 if [ -z "$py" ]; then
   python3 -m venv "$tmp/venv"; py=$tmp/venv/bin/python
-  "$py" -m pip install -q torch==2.13.0 transformers==5.23.0
+  "$py" -m pip install -q "${pins[@]}"
 fi
-export HF_HUB_OFFLINE=1 HF_HOME=$tmp TRANSFORMERS_VERBOSITY=error PYTHONWARNINGS=ignore OMP_NUM_THREADS=1
+export TQDM_DISABLE=1 HF_HUB_OFFLINE=1 HF_HOME=$tmp TRANSFORMERS_VERBOSITY=error PYTHONWARNINGS=ignore OMP_NUM_THREADS=1
 cd "$tmp"
+"$py" - "${pins[@]}" <<'PY'
+import sys
+from importlib.metadata import version
+
+for name, pin in (text.split("==") for text in sys.argv[1:]):
+    print(name, version(name))
+    if version(name).split("+")[0] != pin:
+        print(f"note: run with {name} {version(name)} instead of the pinned {pin}")
+PY
 "$py" - <<'PY'
 import copy
+import logging
+import warnings
 
 import torch
 import transformers
 from torch import nn
 from transformers import AutoModelForCausalLM, Gemma3ForCausalLM, Gemma3TextConfig, Qwen2Config, Qwen2ForCausalLM
 
-print("transformers", transformers.__version__)
+heard = []  # what the loggers and Python's warnings say
+handler = logging.Handler(logging.WARNING)
+handler.emit = lambda record: heard.append(record.getMessage())
+for name in (None, "transformers"):
+    logging.getLogger(name).addHandler(handler)
+transformers.logging.disable_default_handler()
+transformers.logging.set_verbosity_warning()
+warnings.simplefilter("always")
+warnings.showwarning = lambda message, *args, **kwargs: heard.append(str(message))
 KINDS, KEPT, WINDOW = ["sliding_attention", "sliding_attention", "full_attention"] * 2, [0, 2, 3, 5], 4
 BASE = dict(
     vocab_size=64,
@@ -87,6 +107,9 @@ seen = {
 }
 for name, row in seen.items():
     print(name, "|", row)
+about = [text for text in heard if any(word in text.lower() for word in ("layer", "sliding", "window", "mask"))]
+print("warnings:", heard or "none")
+assert not about, "it now warns"
 for row in seen.values():
     assert row["list_left"] > 1 and row["list_shortened_and_loaded"] > 1, "layers now keep their kinds"
     assert row["saving_list_left"] == "raises" and row["list_cut_along_and_loaded"] == 0

@@ -8,23 +8,29 @@
 # Do:      a cache file for each checkpoint (and each state of it), or none where models are compared.
 set -euo pipefail
 tmp=$(mktemp -d); trap 'rm -rf "$tmp"' EXIT
+pins=(torch==2.13.0 transformers==5.23.0 lm_eval==0.4.13 datasets==5.2.0 accelerate==1.15.0)
 py=${FINDINGS_VENV:+$(cd "$FINDINGS_VENV" && pwd)/bin/python}
 if [ -z "$py" ]; then
   python3 -m venv "$tmp/venv"; py=$tmp/venv/bin/python
-  "$py" -m pip install -q torch==2.13.0 transformers==5.23.0 lm_eval==0.4.13 datasets==5.2.0 accelerate==1.15.0
+  "$py" -m pip install -q "${pins[@]}"
 fi
-export HF_HUB_OFFLINE=1 HF_HOME=$tmp TRANSFORMERS_VERBOSITY=error PYTHONWARNINGS=ignore OMP_NUM_THREADS=1
+export TQDM_DISABLE=1 HF_HUB_OFFLINE=1 HF_HOME=$tmp TRANSFORMERS_VERBOSITY=error PYTHONWARNINGS=ignore OMP_NUM_THREADS=1
 cd "$tmp"
+"$py" - "${pins[@]}" <<'PY'
+import sys
+from importlib.metadata import version
+
+for name, pin in (text.split("==") for text in sys.argv[1:]):
+    print(name, version(name))
+    if version(name).split("+")[0] != pin:
+        print(f"note: run with {name} {version(name)} instead of the pinned {pin}")
+PY
 "$py" - <<'PY'
 import json
 import logging
-import os
 import random
-import warnings
-from importlib.metadata import version
 from pathlib import Path
 
-os.environ["TQDM_DISABLE"] = "1"
 import datasets
 import torch
 from lm_eval import simple_evaluate
@@ -34,7 +40,6 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 logging.disable(logging.WARNING)
 datasets.disable_progress_bars()
-print("lm-eval", version("lm_eval"))
 words = {"<unk>": 0, "<eos>": 1, **{f"w{i}": i + 2 for i in range(62)}}
 tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
 tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()

@@ -8,20 +8,28 @@
 # Do:      mask by hooks on the channel itself, or zero the weight; compare logits before and after `remove`.
 set -euo pipefail
 tmp=$(mktemp -d); trap 'rm -rf "$tmp"' EXIT
+pins=(torch==2.13.0 transformers==5.23.0)
 py=${FINDINGS_VENV:+$(cd "$FINDINGS_VENV" && pwd)/bin/python}
 if [ -z "$py" ]; then
   python3 -m venv "$tmp/venv"; py=$tmp/venv/bin/python
-  "$py" -m pip install -q torch==2.13.0 transformers==5.23.0
+  "$py" -m pip install -q "${pins[@]}"
 fi
-export HF_HUB_OFFLINE=1 HF_HOME=$tmp TRANSFORMERS_VERBOSITY=error PYTHONWARNINGS=ignore OMP_NUM_THREADS=1
+export TQDM_DISABLE=1 HF_HUB_OFFLINE=1 HF_HOME=$tmp TRANSFORMERS_VERBOSITY=error PYTHONWARNINGS=ignore OMP_NUM_THREADS=1
 cd "$tmp"
+"$py" - "${pins[@]}" <<'PY'
+import sys
+from importlib.metadata import version
+
+for name, pin in (text.split("==") for text in sys.argv[1:]):
+    print(name, version(name))
+    if version(name).split("+")[0] != pin:
+        print(f"note: run with {name} {version(name)} instead of the pinned {pin}")
+PY
 "$py" - <<'PY'
 import torch
-import transformers
 from torch.nn.utils import prune
 from transformers import LlamaConfig, LlamaForCausalLM
 
-print("torch", torch.__version__, "transformers", transformers.__version__)
 ids = torch.arange(3, 12)[None]
 
 

@@ -9,19 +9,27 @@
 #          lost the form of the answer; compute the yes ratio from the samples.
 set -euo pipefail
 tmp=$(mktemp -d); trap 'rm -rf "$tmp"' EXIT
+pins=(lmms-eval==0.7.3)
 py=${FINDINGS_VENV:+$(cd "$FINDINGS_VENV" && pwd)/bin/python}
 if [ -z "$py" ]; then
   python3 -m venv "$tmp/venv"; py=$tmp/venv/bin/python
-  "$py" -m pip install -q --no-deps lmms-eval==0.7.3
+  "$py" -m pip install -q --no-deps "${pins[@]}"
 fi
-export HF_HUB_OFFLINE=1 HF_HOME=$tmp TRANSFORMERS_VERBOSITY=error PYTHONWARNINGS=ignore OMP_NUM_THREADS=1
+export TQDM_DISABLE=1 HF_HUB_OFFLINE=1 HF_HOME=$tmp TRANSFORMERS_VERBOSITY=error PYTHONWARNINGS=ignore OMP_NUM_THREADS=1
 cd "$tmp"
+"$py" - "${pins[@]}" <<'PY'
+import sys
+from importlib.metadata import version
+
+for name, pin in (text.split("==") for text in sys.argv[1:]):
+    print(name, version(name))
+    if version(name).split("+")[0] != pin:
+        print(f"note: run with {name} {version(name)} instead of the pinned {pin}")
+PY
 "$py" - <<'PY'
 import importlib.util
 import sysconfig
-from importlib.metadata import version
 
-print("lmms-eval", version("lmms-eval"))
 path = sysconfig.get_paths()["purelib"] + "/lmms_eval/tasks/pope/utils.py"  # the file alone: the package wants torch
 spec = importlib.util.spec_from_file_location("pope", path)
 pope = importlib.util.module_from_spec(spec)

@@ -9,24 +9,30 @@
 # Do:      test quantized caches at odd and even prompts; keep an even number of KV heads for hqq, or use quanto.
 set -euo pipefail
 tmp=$(mktemp -d); trap 'rm -rf "$tmp"' EXIT
+pins=(torch==2.13.0 transformers==5.23.0 hqq==0.2.8.post1 optimum-quanto==0.2.7)
 py=${FINDINGS_VENV:+$(cd "$FINDINGS_VENV" && pwd)/bin/python}
 if [ -z "$py" ]; then
   python3 -m venv "$tmp/venv"; py=$tmp/venv/bin/python
-  "$py" -m pip install -q torch==2.13.0 transformers==5.23.0 hqq==0.2.8.post1 optimum-quanto==0.2.7
+  "$py" -m pip install -q "${pins[@]}"
 fi
-export HF_HUB_OFFLINE=1 HF_HOME=$tmp TRANSFORMERS_VERBOSITY=error PYTHONWARNINGS=ignore OMP_NUM_THREADS=1
+export TQDM_DISABLE=1 HF_HUB_OFFLINE=1 HF_HOME=$tmp TRANSFORMERS_VERBOSITY=error PYTHONWARNINGS=ignore OMP_NUM_THREADS=1
 cd "$tmp"
-"$py" - <<'PY'
-import logging
-import os
+"$py" - "${pins[@]}" <<'PY'
+import sys
 from importlib.metadata import version
 
-os.environ["TQDM_DISABLE"] = "1"
+for name, pin in (text.split("==") for text in sys.argv[1:]):
+    print(name, version(name))
+    if version(name).split("+")[0] != pin:
+        print(f"note: run with {name} {version(name)} instead of the pinned {pin}")
+PY
+"$py" - <<'PY'
+import logging
+
 logging.disable(logging.WARNING)
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-print({name: version(name) for name in ("transformers", "hqq", "optimum-quanto")})
 AXES = {"hqq": dict(axis_key=1, axis_value=1), "quanto": {}}
 
 

@@ -4,26 +4,47 @@
 #          each place gets its own weight, or merging is refused.
 # Happens: ranges that leave layers out are an exact cut, also after saving, loading and merging. Where a layer is
 #          repeated the places share one weight tensor, and `merge_and_unload` adds the LoRA of every place to it: each
-#          place then has the sum of all, the logits change, and no warning is given.
+#          place then has the sum of all, the logits change, and no warning is given. New beside an adapter on a tied
+#          head that is merged twice: ranges that leave layers out merge exactly, while a repeated layer gets every
+#          place's LoRA.
 # Do:      before merging give each place a copy of its weight; compare logits before and after merging.
 set -euo pipefail
 tmp=$(mktemp -d); trap 'rm -rf "$tmp"' EXIT
+pins=(torch==2.13.0 transformers==5.23.0 peft==0.21.2)
 py=${FINDINGS_VENV:+$(cd "$FINDINGS_VENV" && pwd)/bin/python}
 if [ -z "$py" ]; then
   python3 -m venv "$tmp/venv"; py=$tmp/venv/bin/python
-  "$py" -m pip install -q torch==2.13.0 transformers==5.23.0 peft==0.21.2
+  "$py" -m pip install -q "${pins[@]}"
 fi
-export HF_HUB_OFFLINE=1 HF_HOME=$tmp TRANSFORMERS_VERBOSITY=error PYTHONWARNINGS=ignore OMP_NUM_THREADS=1
+export TQDM_DISABLE=1 HF_HUB_OFFLINE=1 HF_HOME=$tmp TRANSFORMERS_VERBOSITY=error PYTHONWARNINGS=ignore OMP_NUM_THREADS=1
 cd "$tmp"
+"$py" - "${pins[@]}" <<'PY'
+import sys
+from importlib.metadata import version
+
+for name, pin in (text.split("==") for text in sys.argv[1:]):
+    print(name, version(name))
+    if version(name).split("+")[0] != pin:
+        print(f"note: run with {name} {version(name)} instead of the pinned {pin}")
+PY
 "$py" - <<'PY'
 import copy
-import peft
+import logging
+import warnings
 import torch
 import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
-print("peft", peft.__version__, "transformers", transformers.__version__)
+heard = []  # what the loggers and Python's warnings say
+handler = logging.Handler(logging.WARNING)
+handler.emit = lambda record: heard.append(record.getMessage())
+for name in (None, "transformers"):
+    logging.getLogger(name).addHandler(handler)
+transformers.logging.disable_default_handler()
+transformers.logging.set_verbosity_warning()
+warnings.simplefilter("always")
+warnings.showwarning = lambda message, *args, **kwargs: heard.append(str(message))
 torch.manual_seed(0)
 base = LlamaForCausalLM(
     LlamaConfig(
@@ -70,6 +91,9 @@ seen = {
 }
 for name, row in seen.items():
     print(f"{name:28}", row)
+about = [text for text in heard if any(word in text.lower() for word in ("replic", "merg", "layer", "shar", "tied"))]
+print("warnings:", sorted(set(heard)) or "none")
+assert not about, "it now warns"
 assert all(row["loading"] == 0 for row in seen.values())
 assert seen["cut (layer 2 left out)"]["merging"] < 1e-4 > seen["grown, weights of their own"]["merging"]
 assert seen["grown (layer 1 twice)"]["merging"] > 0.1, "merging repeated layers is now right"

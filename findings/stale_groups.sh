@@ -9,20 +9,28 @@
 #          prompt.
 set -euo pipefail
 tmp=$(mktemp -d); trap 'rm -rf "$tmp"' EXIT
+pins=(torch==2.13.0 transformers==5.23.0)
 py=${FINDINGS_VENV:+$(cd "$FINDINGS_VENV" && pwd)/bin/python}
 if [ -z "$py" ]; then
   python3 -m venv "$tmp/venv"; py=$tmp/venv/bin/python
-  "$py" -m pip install -q torch==2.13.0 transformers==5.23.0
+  "$py" -m pip install -q "${pins[@]}"
 fi
-export HF_HUB_OFFLINE=1 HF_HOME=$tmp TRANSFORMERS_VERBOSITY=error PYTHONWARNINGS=ignore OMP_NUM_THREADS=1
+export TQDM_DISABLE=1 HF_HUB_OFFLINE=1 HF_HOME=$tmp TRANSFORMERS_VERBOSITY=error PYTHONWARNINGS=ignore OMP_NUM_THREADS=1
 cd "$tmp"
+"$py" - "${pins[@]}" <<'PY'
+import sys
+from importlib.metadata import version
+
+for name, pin in (text.split("==") for text in sys.argv[1:]):
+    print(name, version(name))
+    if version(name).split("+")[0] != pin:
+        print(f"note: run with {name} {version(name)} instead of the pinned {pin}")
+PY
 "$py" - <<'PY'
 import copy
 import torch
-import transformers
 from transformers import LlamaConfig, LlamaForCausalLM
 
-print("transformers", transformers.__version__, "torch", torch.__version__)
 torch.manual_seed(0)
 config = LlamaConfig(
     vocab_size=64,
@@ -66,5 +74,7 @@ print("sdpa | generation the same:", same)
 
 raised = {key for key, text in seen.items() if text.startswith("raises")}
 assert raised == {("sdpa", "padding"), ("eager", "no mask"), ("eager", "mask of ones"), ("eager", "padding")}
+wrong = "The size of tensor a (4) must match the size of tensor b (8)"
+assert all(wrong in seen[key] for key in raised), "it now raises otherwise"
 assert seen["sdpa", "no mask"] == seen["sdpa", "mask of ones"] == "difference 0" and same
 PY

@@ -6,12 +6,14 @@ import torch
 from test_costs import CONFIGS
 from test_engines import small
 from lvlm_study.core.store import Run, read_rows
+from lvlm_study.efficiency.engines import export
 from lvlm_study.efficiency.llama_cpp import EngineMissing
 from lvlm_study.efficiency.onnx_files import engine_version
 from lvlm_study.efficiency.quantization import QUANTIZERS, check_smaller, make_dense, next_token_nats
 from lvlm_study.efficiency.quantization import perplexity_ratio, pruned_for, quantization_results
 from lvlm_study.efficiency.quantization import quantization_runs, quantize, suite_quantization_runs
 from lvlm_study.efficiency.quantization import text_pieces, train_on_text, weight_bytes
+from lvlm_study.evaluation.evaluate import answer_batch
 from lvlm_study.models.loading import load_lvlm
 
 PACKAGE_KINDS = {kind: package for kind, (package, _, _) in QUANTIZERS.items()}
@@ -159,3 +161,18 @@ def test_a_budget_takes_what_fits():
     assert len(fit) and (fit.file_MB <= 150).all() and (fit.word_time <= 0.8).all() and (fit.method != 'none').all()
     with pytest.raises(ValueError, match='above 0'):
         what_fits(options, -1)
+
+
+@pytest.mark.parametrize('engine', ['onnxruntime', 'openvino'])
+def test_graphs_are_written_in_32_bits_only(tmp_path, engine):
+    with pytest.raises(ValueError, match='are written in F32'):
+        export('tiny-llava', engine, 'Q8_0', out=tmp_path / 'model.onnx')
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_cache_is_quantized():
+    "A quantized cache refuses some numbers of heads, so answers are read with the dense one, whatever a model asks for."
+    lvlm = load_lvlm('tiny-llava')
+    lvlm.model.generation_config.cache_implementation = 'quantized'
+    rows = [dict(images=[], messages=[dict(role='user', content='What is this?')])]
+    assert answer_batch(lvlm, rows, use_images=False) == answer_batch(load_lvlm('tiny-llava'), rows, use_images=False)

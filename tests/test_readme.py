@@ -65,6 +65,7 @@ def test_findings_are_listed_and_held_by_tests():
     assert [row[0].strip('| `') for row in rows] == list(dict.fromkeys(row[0].strip('| `') for row in rows))
     assert {row[0].strip('| `') for row in rows} == {path.stem for path in folder.glob('*.sh')}
     none_found([row[0] for row in rows if len(row) != 6 or not row[5].strip('| ')], 'rows that leave a column empty:')
+    none_found([row[0] for row in rows if '`test_' not in row[5]], 'rows that name no test:')
     named = {name for row in rows for name in re.findall(r'`(test_\w+)`', row[5])}
     none_found(sorted(named - defined), 'tests that are not there:')
     for path in folder.glob('*.sh'):

@@ -57,6 +57,7 @@ def answer_batch(
             do_sample=False,
             num_beams=1,
             use_cache=True,
+            cache_implementation=None,
             temperature=None,
             top_p=None,
             top_k=None,

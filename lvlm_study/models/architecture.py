@@ -355,18 +355,30 @@ def _layer_numbers(layers):
 _KINDS_BY_LAYER = ('layer_types', 'mlp_layer_types')  # Lists of a config with one entry a layer, by their names
 
 
-def _fits(text, numbers):
+def _held_kinds(text, layers):
+    "The kind of attention that each layer was built with, as it holds it itself; None where not every layer does."
+    if not isinstance(getattr(text, 'layer_types', None), (list, tuple)):
+        return None
+    held = []
+    for layer in layers:
+        found = {getattr(m, name, None) for m in layer.modules() for name in ('layer_type', 'attention_type')} - {None}
+        held.append(found.pop() if len(found) == 1 else None)
+    return held if set(held) <= set(text.layer_types) else None
+
+
+def _fits(text, numbers, kinds):
     "Do numbers, count, and kinds of layers agree?"
     lists = [getattr(text, name, None) for name in _KINDS_BY_LAYER]
     counts = [text.num_hidden_layers, *(len(values) for values in lists if isinstance(values, (list, tuple)))]
-    return set(counts) == {len(numbers)} and numbers == list(range(len(numbers)))
+    same_kinds = kinds is None or kinds == list(text.layer_types)
+    return same_kinds and set(counts) == {len(numbers)} and numbers == list(range(len(numbers)))
 
 
-def _lists_by_layer(text, numbers):
-    "Entries of a config with one value a layer, cut to the layers of these old numbers."
-    lists = {}
+def _lists_by_layer(text, numbers, kinds):
+    "Entries of a config with one value a layer, cut to the layers of these old numbers; kinds as layers hold them."
+    lists = dict(layer_types=kinds) if kinds else {}
     for name, values in vars(text).items():
-        if 'layer' not in name or not isinstance(values, (list, tuple)) or len(values) == len(numbers):
+        if name in lists or 'layer' not in name or not isinstance(values, (list, tuple)) or len(values) == len(numbers):
             continue
         if len(values) != text.num_hidden_layers and len(values) <= max(numbers):
             continue  # not by layer
@@ -386,17 +398,19 @@ def renumber_layers(
 ) -> list:  # The numbers that the layers had; empty where nothing had to be mended
     """Give layers that were removed by hand the numbers 0, 1, 2, ..., and the config their count.
 
-    ValueError where one module stands in the list twice, where layers differ in width, and where the config lists a
-    kind for each layer and it is not to be seen which of them are gone.
+    Kinds of attention come from the layers where these hold them, whatever the config lists. ValueError where one
+    module stands in the list twice, where layers differ in width, and where the config lists something for each layer
+    and it is not to be seen which of them are gone.
     """
     numbers, text = _layer_numbers(layers), model.config.get_text_config()
-    if _fits(text, numbers):
+    kinds = _held_kinds(text, layers)
+    if _fits(text, numbers, kinds):
         return []
     if len(set(map(id, layers))) < len(layers):
         raise ValueError('one layer stands in the list of layers twice: give each place a copy of its own')
     if text.is_heterogeneous:
         raise ValueError('layers that differ in width were removed by hand: remove them with apply_plan')
-    for name, values in _lists_by_layer(text, numbers).items():
+    for name, values in _lists_by_layer(text, numbers, kinds).items():
         setattr(text, name, values)
     text.num_hidden_layers = len(layers)
     for i, layer in enumerate(layers):
@@ -406,6 +420,21 @@ def renumber_layers(
     return numbers
 
 # %% ../../nbs/models/architecture.ipynb #c0de0213
+def _check_groups(layers, attn):
+    "ValueError where an attention repeats its KV heads another number of times than its matrices ask for."
+    for i, layer in enumerate(layers):
+        attention = layer.get_submodule(_parent_path(attn['o']))
+        groups, head = getattr(attention, 'num_key_value_groups', None), getattr(attention, 'head_dim', None)
+        if 'q' not in attn or not isinstance(groups, int) or not isinstance(head, int):
+            continue
+        queries, keys = (getattr(layer.get_submodule(attn[r]), 'out_features', 0) // head for r in 'qk')
+        if keys and queries % keys == 0 and queries // keys != groups:
+            raise ValueError(
+                f'the attention of layer {i} has {queries} query heads and {keys} KV heads, and repeats each of these '
+                f'{groups} times: set its num_key_value_groups to {queries // keys}, or remove heads with apply_plan'
+            )
+
+
 def _mend(model, layers, name):
     "In place: layer numbers, and no entry of a quantization that is undone; says so where layers were removed."
     parameters = list(model.parameters())
@@ -422,7 +451,7 @@ def _mend(model, layers, name):
         raise ValueError(f'{name}: {e}') from None
     if numbers:
         first = ', '.join(map(str, numbers[:8])) + ', ...' * (len(numbers) > 8)
-        now = f'they are 0 to {len(numbers) - 1} now, and the config counts them'
+        now = f'they are 0 to {len(numbers) - 1} now, and the config counts them and lists their kinds'
         warnings.warn(
             f'{name}: layers were removed by hand; those that stay were numbered {first}: {now}', stacklevel=4
         )
@@ -444,6 +473,7 @@ class LVLM:
             name = self.name or 'this model'
             raise ValueError(f'the plan of {name} has no shares: it was written in old words, so prune again')
         self.architecture = self.architecture or find_architecture(self.model)
+        _check_groups(self.layers, self.architecture.attn)
         _mend(self.model, self.layers, self.name or 'this model')
         if self.tokenizer is None:
             self.tokenizer = getattr(self.processor, 'tokenizer', None)

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['CALIBRATION_SAMPLES', 'QUICK_RATIOS', 'QUICK_TRAINABLE', 'ALL_RATIOS', 'CALIBRATION_SEEDS', 'RECOVERY_FRACTION',
            'MIDDLE_RATIOS', 'LAYER_CRITERIA', 'WIDTH_CRITERIA', 'FEWER_SAMPLES', 'REAL_LIMIT', 'REAL_FRACTION',
-           'SEEDED_PRESETS', 'PRESETS', 'PURPOSE_RUNS', 'BATCH_SIZE', 'EXPERIMENTS', 'quick_runs', 'pruning_runs',
-           'criteria_runs', 'scoring_runs', 'trainable_runs', 'loss_runs', 'data_runs', 'extra_recipe_runs',
-           'smol_runs', 'run_grid', 'needed_criteria', 'recovery_data', 'run_scores', 'run_importance',
-           'original_model', 'plan_for_run', 'student_for_run', 'run_model', 'run_all']
+           'OTHER_SUITES', 'SEEDED_PRESETS', 'PRESETS', 'PURPOSE_RUNS', 'BATCH_SIZE', 'EXPERIMENTS', 'quick_runs',
+           'pruning_runs', 'criteria_runs', 'scoring_runs', 'trainable_runs', 'loss_runs', 'data_runs',
+           'extra_recipe_runs', 'smol_runs', 'run_grid', 'needed_criteria', 'recovery_data', 'run_scores',
+           'run_importance', 'original_model', 'plan_for_run', 'student_for_run', 'run_model', 'run_all']
 
 # %% ../../nbs/study/runner.ipynb #97dae38d
 import shutil
@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 from ..core.store import Run, cache_dir, hide_bar, read_rows, record
 from ..data.instruction_data import nested_subset
 from ..data.plain_benchmarks import plain_instructions
-from ..data.toy_benchmarks import DATA_REVISION, instructions
+from ..data.toy_benchmarks import DATA_REVISION, TOY_BENCHMARKS, instructions
 from ..evaluation.benchmarks import SUITES
 from ..evaluation.evaluate import evaluate
 from ..evaluation.grading import check_rule
@@ -198,6 +198,7 @@ def extra_recipe_runs(
 # %% ../../nbs/study/runner.ipynb #74aaf10f
 REAL_LIMIT = 30  # Questions of each benchmark that a real model is asked
 REAL_FRACTION = 0.05  # Share of the data where its recipes are compared
+OTHER_SUITES = {'textqa': 100, 'easyvqa': 100, 'plain-text': REAL_LIMIT}  # Suite -> questions of each benchmark
 
 
 def _real(runs, fraction=None):
@@ -205,6 +206,19 @@ def _real(runs, fraction=None):
     for run in runs:
         run = replace(run, suite=MODEL_SUITES.get(run.model, run.suite), limit=REAL_LIMIT)
         yield replace(run, fraction=fraction) if fraction and run.recipe != 'none' else run
+
+
+def _other_suites(model):
+    "The whole model on what the nine splits do not ask: language alone, pictures of others, descriptions."
+    for suite, limit in OTHER_SUITES.items():
+        yield Run('layer_pruning', model=model, suite=suite, limit=limit)
+    yield Run('layer_pruning', model=model, suite='easyvqa', limit=OTHER_SUITES['easyvqa'], use_images=False)
+
+
+def _language_alone(runs):
+    "The same models, asked questions that need no picture."
+    for run in runs:
+        yield replace(run, suite='textqa', limit=OTHER_SUITES['textqa'])
 
 
 def _unrecovered_runs(models, seed):
@@ -219,8 +233,10 @@ def _smol_runs(models, seeds):
     for m in models:
         yield Run('importance', model=m, criterion='bi', calibration=CALIBRATION_SAMPLES)
         yield from _real([Run('layer_pruning', model=m), Run('layer_pruning', model=m, use_images=False)])
+        yield from _other_suites(m)
     for seed in seeds:  # without training a run takes minutes: all seeds come first
         yield from _real(_unrecovered_runs(models, seed))
+        yield from _language_alone(_unrecovered_runs(models, seed))
     for seed in seeds:
         yield from _real(trainable_runs(models, (seed,)), REAL_FRACTION)
         yield from _real(loss_runs(models, (seed,)), REAL_FRACTION)
@@ -422,6 +438,14 @@ def _model_metrics(student, table, base, seconds):
     return metrics | dict(parameters=parameters, questions=int(table.n.sum())) | table.value.astype(float).to_dict()
 
 # %% ../../nbs/study/runner.ipynb #b6768b27
+def _share_metrics(student, table, base, seconds):
+    "The numbers of one model on questions that are not the nine splits: shares of right answers."
+    right, original = (100 * float((t.records.score >= 0.5).mean()) for t in (table, base))
+    metrics = dict(right=right, training_seconds=float(seconds), questions=int(table.n.sum()))
+    metrics |= dict(retention=100 * right / original) if original else {}
+    return metrics | table.value.astype(float).to_dict()
+
+
 def run_model(
     run: Run,  # Of the experiment 'layer_pruning', 'width_pruning' or 'recovery'
 ) -> dict:  # Metrics and curves, as `record` stores them
@@ -433,10 +457,13 @@ def run_model(
     else:
         table = _evaluate(student, run, run.use_images)
     curves = dict(chance=table.chance.to_dict())
-    metrics = _model_metrics(student, table, base, seconds)
-    if run.suite in MODEL_SUITES.values():  # a model that knows a language
+    measured = _model_metrics if set(TOY_BENCHMARKS) <= set(table.index) else _share_metrics
+    metrics = measured(student, table, base, seconds)
+    if run.model in MODEL_SUITES:  # a model that knows a language
         curves['correct'] = pack_correct(table.records.score)
-        metrics |= language_scores(student)
+        curves['splits'] = [[name, len(rows)] for name, rows in table.records.groupby('benchmark', sort=False)]
+        if run.suite == MODEL_SUITES[run.model] and run.use_images:
+            metrics |= language_scores(student)
     asked = dict(asked=f'{str(student.model.dtype).removeprefix("torch.")} by {BATCH_SIZE}')
     return dict(metrics=metrics, curves=curves, text=asked)
 

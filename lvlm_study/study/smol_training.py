@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['ROW_WORDS', 'ROUTING', 'N_CELLS', 'N_WORDS', 'SMOL_SKILLS', 'ASKED_SKILLS', 'SMOL_STAGES', 'DESCRIBED_SHARE',
-           'cell_words', 'easy_vqa_words', 'easy_vqa_pictures', 'PictureText', 'vision_batch', 'writing_losses',
-           'position_codes', 'route_positions', 'train_smol_vision', 'SmolExample', 'pack_example', 'smol_skills',
-           'smol_example', 'add_adapter', 'packed_answer_losses', 'share_of_right_answers', 'train_smol_lm',
-           'trained_parts', 'save_parts', 'make_smol_llava']
+           'VISION_COURSES', 'LM_COURSES', 'cell_words', 'easy_vqa_words', 'easy_vqa_pictures', 'PictureText',
+           'vision_batch', 'writing_losses', 'position_codes', 'route_positions', 'train_smol_vision', 'SmolExample',
+           'pack_example', 'smol_skills', 'smol_example', 'add_adapter', 'packed_answer_losses',
+           'share_of_right_answers', 'train_smol_lm', 'trained_parts', 'save_parts', 'make_smol_llava']
 
 # %% ../../nbs/study/smol_training.ipynb #93a00003
 import json
 import random
 import sys
 import time
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -60,29 +61,38 @@ def _words_of(content, word):
 # %% ../../nbs/study/smol_training.ipynb #369dea33
 def easy_vqa_words(
     image: np.ndarray,  # A picture of easy-VQA, 80 x 80 x 3 bytes
-    words: list,  # Color and form of its one shape, as far as they are known
+    words: list,  # Color and form of its one shape
 ) -> list:  # 25 lists of three words, row by row
     "The words for each cell of a picture of easy-VQA: those of the shape where it covers an eighth of the cell."
     ground = image[[0, 0, -1, -1], [0, -1, 0, -1]].max(0).astype(int)
     differs = np.abs(image.astype(int) - ground).max(-1) > 40
     covered = differs.reshape(GRID, 16, GRID, 16).mean((1, 3)).flatten()
-    shape = ['shape', *words, ',', ','][:3]
-    return [shape if share > 0.125 else ['nothing', ',', ','] for share in covered]
+    return [['shape', *words] if share > 0.125 else ['nothing', ',', ','] for share in covered]
 
 # %% ../../nbs/study/smol_training.ipynb #93a00006
 @lru_cache
 def easy_vqa_pictures() -> list:  # (path, [question, ...], [color, form]) of each training picture
-    "The training pictures of easy-VQA with their questions, and what their one shape is, found from the answers."
+    "The training pictures of easy-VQA whose questions tell what their one shape is, with the questions."
     pictures = {}
     for path, question, answer in easy_vqa_questions('train'):
         pictures.setdefault(path, []).append(easy_vqa_plain(question, answer))
-    return [(path, questions, _shape_words(questions)) for path, questions in pictures.items()]
+    found = [(path, questions, _shape_words(questions)) for path, questions in pictures.items()]
+    return [picture for picture in found if None not in picture[2]]
 
 
 def _shape_words(questions):
-    "[color, form] of a picture, as far as its questions tell"
-    answers = {q.subtask: q.answer for q in questions if q.subtask != 'yes/no'}
-    return [answers[kind] for kind in ('color', 'form') if kind in answers]
+    "[color, form] of a picture; None for what its questions do not tell, even by leaving one choice"
+    there, absent = set(), set()
+    for q in questions:
+        if q.subtask != 'yes/no':
+            there.add(q.answer)
+            continue
+        asked = q.question.lower().strip('?').split()
+        says_there = (q.answer == 'yes') != bool({'no', 'not'} & {*asked})
+        (there if says_there else absent).update(asked)
+    forms, colors = EASY_VQA_ANSWERS[:3], EASY_VQA_ANSWERS[3:-2]
+    left = [{*words} & there or {*words} - absent for words in (colors, forms)]
+    return [words.pop() if len(words) == 1 else None for words in left]
 
 # %% ../../nbs/study/smol_training.ipynb #93a00007
 ROW_WORDS = 'first second third fourth fifth'.split()
@@ -204,13 +214,17 @@ def train_smol_vision(
     others: int = 12,  # Pictures of easy-VQA in a step
     lr: float = 2e-3,  # Peak of the learning rate
     seed: int = 0,  # Seed of the pictures
+    anew: bool = True,  # Begin with a random projector and routed positions? False: go on from the weights it has
 ) -> list:  # [naming, distance, right] of each step, as of `writing_losses`
     "Train encoder and projector to write what a picture shows in the language model's words."
     rng, text, projector = random.Random(seed), PictureText(lvlm), lvlm.part('projector')
-    for linear in (projector.linear_1, projector.linear_2):
-        nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
     size = text.embedding.std()
-    route_positions(lvlm)
+    if anew:
+        for linear in (projector.linear_1, projector.linear_2):
+            nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
+        route_positions(lvlm)
+    else:
+        scale_projector(projector, 1 / size)
     lvlm.model.requires_grad_(False)
     parameters = [p for part in ('vision', 'projector') for p in lvlm.part(part).parameters()]
     for p in parameters:
@@ -292,15 +306,21 @@ SMOL_SKILLS = {skill: (kinds, ask) for skill, (kinds, ask) in FINETUNE_SKILLS.it
     facts=(('scene',), ask_fact)
 )
 ASKED_SKILLS = (*SMOL_SKILLS, 'easy_vqa')
-SMOL_STAGES = (  # (until which share of the steps, skill -> weight, how often in the short form)
+SMOL_STAGES = (  # (until which share of the first course, skill -> weight, how often in the short form)
     (0.16, dict(lookups=3.0, pages=1.0, objects=1.0, easy_vqa=0.7), 0.85),
     (0.50, dict.fromkeys(ASKED_SKILLS, 1.0) | dict(lookups=2.5, relations=1.5), 0.7),
     (
-        1.0,
+        1,
         dict(lookups=1.5, objects=1.0, pages=0.6, easy_vqa=0.6, facts=1.5, SQA=1.2, AI2D=0.6, diagrams=0.5)
         | {'relations': 0.7, 'counts': 0.5, 'MathVista': 0.4, 'MME-P': 1.0, 'MME-C': 0.5}
         | dict(conversation=2.0, chat=0.25),
         0.3,
+    ),
+    (
+        np.inf,  # All further courses
+        dict.fromkeys(ASKED_SKILLS, 0.8) | {'lookups': 1.5, 'facts': 1.5, 'SQA': 1.5, 'MME-P': 1.0, 'MME-C': 1.0}
+        | dict(conversation=1.5, chat=0.15),
+        0.25,
     ),
 )
 DESCRIBED_SHARE = 0.12  # How often a picture is told in sentences
@@ -309,7 +329,7 @@ DESCRIBED_SHARE = 0.12  # How often a picture is told in sentences
 def smol_skills(
     rng: random.Random,  # Source of all random choices
     k: int,  # Number of skills to choose
-    share: float,  # How much of the training is done, from 0 to 1
+    share: float,  # How many courses are done, such as 0.5 or 1.2
 ) -> list:  # (skill, True for the short form) pairs
     "What is asked next."
     weights, short = next((weights, short) for until, weights, short in SMOL_STAGES if share < until)
@@ -444,16 +464,19 @@ def train_smol_lm(
     steps: int = 640,  # Number of optimizer steps, a multiple of 4
     batch: int = 2,  # Packed sequences in a step
     lr: float = 7e-4,  # Peak of the learning rate
+    course: int = 0,  # 0 begins with an adapter that changes nothing; others go on from the one before, asked anew
 ) -> list:  # Loss of each step, in nats an answer token
     "Train an adapter on questions about pictures as words; an interrupted run is resumed."
-    adapter, text = add_adapter(lvlm), PictureText(lvlm)
+    adapter = [p for name, p in lvlm.part('lm').named_parameters() if 'lora_' in name] or add_adapter(lvlm)
+    text = PictureText(lvlm)
     lvlm.part('lm').set_attn_implementation('matmul')
     optimizer = torch.optim.AdamW(adapter, lr, betas=(0.9, 0.97), weight_decay=0.0)
-    path, start = cache_dir('pretraining') / 'smol-llava.pt', time.time()
+    path, start = cache_dir('pretraining') / f'smol-llava-{course}.pt', time.time()
     step, losses, right = _resume(path, optimizer, adapter)
     while step < steps:
-        rng = random.Random(f'twin {step}')
-        for skills, sequences in _four_batches(lvlm, rng, smol_skills(rng, 4 * batch, step / steps), chats):
+        rng = random.Random(f'twin {step}' if course == 0 else f'twin {course} {step}')
+        share = course + step / steps
+        for skills, sequences in _four_batches(lvlm, rng, smol_skills(rng, 4 * batch, share), chats):
             loss_N, where_NX, right_N = packed_answer_losses(lvlm, sequences, text)
             take_step(loss_N.mean(), [optimizer], lr_schedule(step, steps, 30))
             step += 1
@@ -515,7 +538,15 @@ def save_parts(
     return folder / 'parts.safetensors'
 
 # %% ../../nbs/study/smol_training.ipynb #93a00062
-def _trained_vision(lvlm, steps, seed):
+VISION_COURSES = (  # (steps, toy images and pictures of easy-VQA in a step, peak of the learning rate)
+    (1000, 32, 12, 2e-3),
+    (400, 16, 24, 1e-3),
+    (300, 16, 24, 8e-4),
+)
+LM_COURSES = ((640, 7e-4), (440, 5e-4))  # (steps, peak of the learning rate)
+
+
+def _trained_vision(lvlm, courses, seed):
     "The log of the encoder's training, which is read from the cache where it has been run; the model has its weights"
     path = cache_dir('pretraining') / 'smol-llava-vision.pt'
     if path.exists():
@@ -523,7 +554,9 @@ def _trained_vision(lvlm, steps, seed):
         for part in ('vision', 'projector'):
             lvlm.part(part).load_state_dict(state[part])
         return state['log']
-    log = train_smol_vision(lvlm, steps, seed=seed)
+    log = []
+    for course, (steps, toys, others, lr) in enumerate(courses):
+        log += train_smol_vision(lvlm, steps, toys, others, lr, seed + course, anew=course == 0)
     parts = {part: lvlm.part(part).state_dict() for part in ('vision', 'projector')}
     with atomic_write(path) as tmp:
         torch.save(parts | dict(log=log), tmp)
@@ -532,15 +565,17 @@ def _trained_vision(lvlm, steps, seed):
 # %% ../../nbs/study/smol_training.ipynb #93a00011
 def make_smol_llava(
     folder: str | Path | None = None,  # Where the parts go; None: in the cache, so that the shipped ones stay
-    vision_steps: int = 800,  # Steps of encoder and projector
-    steps: int = 640,  # Steps of the adapter
+    vision: Sequence[tuple] = VISION_COURSES,  # Courses of encoder and projector
+    lm: Sequence[tuple] = LM_COURSES,  # Courses of the adapter
     seed: int = 0,  # Seed of weights and pictures
 ) -> Path:  # The file of the parts
     "Train smol-llava from SmolLM2 by its recipe; an interrupted training of the language model is resumed."
     lvlm, start = build_smol_llava(seed), time.time()
-    log = _trained_vision(lvlm, vision_steps, seed)
-    losses = train_smol_lm(lvlm, chat_answers(test=False), steps)
-    recipe = dict(seed=seed, vision_steps=vision_steps, steps=steps, batch=2, stages=SMOL_STAGES)
+    log, losses = _trained_vision(lvlm, vision, seed), []
+    for course, (steps, lr) in enumerate(lm):
+        losses += train_smol_lm(lvlm, chat_answers(test=False), steps, lr=lr, course=course)
+    stages = [*SMOL_STAGES[:-1], ('later', *SMOL_STAGES[-1][1:])]
+    recipe = dict(seed=seed, vision=vision, lm=lm, batch=2, stages=stages)
     recipe |= {name: mean_losses(values) for name, values in zip(('naming', 'distance', 'right'), zip(*log))}
     recipe |= dict(loss=mean_losses(losses), language_model=SMOLLM2, seconds=round(time.time() - start))
     return save_parts(lvlm, recipe | dict(env=environment()), folder or cache_dir('study_models', 'smol-llava'))
