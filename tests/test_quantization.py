@@ -171,7 +171,7 @@ def test_graphs_are_written_in_32_bits_only(tmp_path, engine):
 
 
 def test_no_cache_is_quantized():
-    "A quantized cache refuses some numbers of heads, so answers are read with the dense one, whatever a model asks for."
+    "A quantized cache refuses some numbers of heads: answers are read with the dense one, whatever a model asks for."
     lvlm = load_lvlm('tiny-llava')
     lvlm.model.generation_config.cache_implementation = 'quantized'
     rows = [dict(images=[], messages=[dict(role='user', content='What is this?')])]

@@ -340,6 +340,17 @@ def _first_width_blocker(layers, attn, mlp, dimensions):
     blockers = [_width_blocker(layer, attn, mlp, d) for layer, d in zip(layers, dimensions)]
     return next(filter(None, blockers), '')
 
+# %% ../../nbs/models/architecture.ipynb #c24c4589
+def _held_kinds(text, layers):
+    "The kind of attention that each layer was built with, as it holds it itself; None where not every layer does."
+    if not isinstance(getattr(text, 'layer_types', None), (list, tuple)):
+        return None
+    held = []
+    for layer in layers:
+        found = {getattr(m, name, None) for m in layer.modules() for name in ('layer_type', 'attention_type')} - {None}
+        held.append(found.pop() if len(found) == 1 else None)
+    return held if set(held) <= set(text.layer_types) else None
+
 # %% ../../nbs/models/architecture.ipynb #c0de0211
 def _layer_numbers(layers):
     "The number that each layer believes to have; its place where it has none. ValueError where one has several."
@@ -353,17 +364,6 @@ def _layer_numbers(layers):
 
 
 _KINDS_BY_LAYER = ('layer_types', 'mlp_layer_types')  # Lists of a config with one entry a layer, by their names
-
-
-def _held_kinds(text, layers):
-    "The kind of attention that each layer was built with, as it holds it itself; None where not every layer does."
-    if not isinstance(getattr(text, 'layer_types', None), (list, tuple)):
-        return None
-    held = []
-    for layer in layers:
-        found = {getattr(m, name, None) for m in layer.modules() for name in ('layer_type', 'attention_type')} - {None}
-        held.append(found.pop() if len(found) == 1 else None)
-    return held if set(held) <= set(text.layer_types) else None
 
 
 def _fits(text, numbers, kinds):
@@ -419,7 +419,7 @@ def renumber_layers(
                 module.layer_idx = i
     return numbers
 
-# %% ../../nbs/models/architecture.ipynb #c0de0213
+# %% ../../nbs/models/architecture.ipynb #032d58c9
 def _check_groups(layers, attn):
     "ValueError where an attention repeats its KV heads another number of times than its matrices ask for."
     for i, layer in enumerate(layers):
@@ -434,7 +434,7 @@ def _check_groups(layers, attn):
                 f'{groups} times: set its num_key_value_groups to {queries // keys}, or remove heads with apply_plan'
             )
 
-
+# %% ../../nbs/models/architecture.ipynb #c0de0213
 def _mend(model, layers, name):
     "In place: layer numbers, and no entry of a quantization that is undone; says so where layers were removed."
     parameters = list(model.parameters())
