@@ -28,6 +28,7 @@ from lvlm_study.data.toy_images import IMAGE_MAKERS, make_page, page_lines, shap
 from lvlm_study.evaluation.language import chat_answers, chat_blocks, perplexity, text_blocks
 from lvlm_study.models import real_models
 from lvlm_study.models.real_models import merge_adapter, smol_chat_template, split_parts
+from lvlm_study.study import smol_training
 from lvlm_study.study.smol_training import PictureText, SmolExample, cell_words, pack_example, packed_answer_losses
 from lvlm_study.study.smol_training import share_of_right_answers, writing_losses
 from PIL import Image
@@ -128,6 +129,25 @@ def test_easy_vqa_from_a_folder(easy_folder):
     assert suite[0]['images'][0].size == (80, 80)
     assert len(easy_vqa_questions('train', easy_folder)) == 36
     assert easy_vqa_plain('what color is the shape?', 'teal').prompt().startswith('What color')
+
+
+@pytest.mark.parametrize(
+    'questions, found',
+    [
+        ([('what color is the shape?', 'teal'), ('what shape is in the image?', 'circle')], ['teal', 'circle']),
+        ([('is there a teal shape?', 'yes'), ('is there not a circle?', 'no')], ['teal', 'circle']),
+        ([('is no red shape present?', 'no'), ('is there a circle?', 'no'), ('is no triangle present?', 'yes')],
+         ['red', 'rectangle']),  # one choice is left
+        ([('is there a teal shape?', 'no'), ('is there a circle?', 'no')], None),
+    ],
+)  # fmt: skip
+def test_what_a_picture_shows_is_found_from_any_question(monkeypatch, questions, found):
+    rows = [('a.png', question, answer) for question, answer in questions]
+    monkeypatch.setattr(smol_training, 'easy_vqa_questions', lambda split: rows)
+    smol_training.easy_vqa_pictures.cache_clear()
+    shown = [words for _, _, words in smol_training.easy_vqa_pictures()]
+    smol_training.easy_vqa_pictures.cache_clear()
+    assert shown == ([found] if found else [])
 
 
 def test_easy_vqa_absent_is_one_sentence(monkeypatch):

@@ -451,7 +451,7 @@ def _mend(model, layers, name):
         raise ValueError(f'{name}: {e}') from None
     if numbers:
         first = ', '.join(map(str, numbers[:8])) + ', ...' * (len(numbers) > 8)
-        now = f'they are 0 to {len(numbers) - 1} now, and the config counts them and lists their kinds'
+        now = f'they are 0 to {len(numbers) - 1} now, and the config fits them'
         warnings.warn(
             f'{name}: layers were removed by hand; those that stay were numbered {first}: {now}', stacklevel=4
         )
