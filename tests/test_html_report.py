@@ -1,6 +1,7 @@
 "The report and the explorer: whole pages that fetch nothing, hold what they should, and work in a browser."
 
 import base64
+import html
 import io
 import json
 import re
@@ -18,11 +19,14 @@ from conftest import outside
 from fastcore.script import _run_cli
 from PIL import Image
 
-from lvlm_study.evaluation.statistics import BenchmarkTable
+from lvlm_study.evaluation.evaluate import evaluate
+from lvlm_study.evaluation.statistics import BenchmarkTable, benchmark_table, paired_retention
+from lvlm_study.models.loading import load_lvlm
 from lvlm_study.pruning.plan import make_plan
 from lvlm_study.study import cli as commands
 from lvlm_study.study.explorer import explorer_data, explorer_page
 from lvlm_study.study.html_report import (
+    abilities_left,
     curve_svg,
     next_command,
     read_curves,
@@ -79,10 +83,39 @@ def table(scores):
             score=[float(s) for s in scores],
         )
     )
-    value = 100 * records.groupby('benchmark').score.mean()
-    t = BenchmarkTable(dict(value=value, n=1, low=value, high=value, chance=pd.Series(dict(POPE=50.0, GQA=10.0))))
-    t.records = records
-    return t
+    return benchmark_table(records.assign(ways=[2, 10, 10], subtask='', pair=records.id))
+
+
+WAYS = {'POPE': 2, 'MME-P': 2, 'MME-C': 2, 'GQA': 20, 'DocVQA': 0, 'SQA': 4}
+
+
+def suite(**right):
+    "A table with as many questions a benchmark as there are scores; `_` stands for the dash in a name."
+    rows = []
+    for name, scores in right.items():
+        b = name.replace('_', '-')
+        for i, score in enumerate(scores):
+            row = dict(id=f'{b}-{i}', benchmark=b, prompt='Which?', answer='yes', prediction='yes', score=float(score))
+            rows.append(row | dict(ways=WAYS[b], subtask='count', pair=f'{b}-{i // 2}'))
+    return benchmark_table(pd.DataFrame(rows))
+
+
+def shares(n, *right):
+    "For each share of right answers n scores; what a smaller share has right, a larger one has as well."
+    order = np.random.default_rng(n).permutation(n)
+    return [(order < round(share * n)).tolist() for share in right]
+
+
+def cells(page):
+    "First cell -> texts of a line of the table of scores."
+    body = page.split('<table class="scores')[1].split('</table>')[0]
+    lines = [re.findall('<t[dh]>(.*?)</t[dh]>', line) for line in re.findall('<tr>(.*?)</tr>', body)]
+    return {line[0]: dict(zip(lines[0], line)) for line in lines}
+
+
+def pair(*, first='tiny-llava', **right):
+    "Two tables: for each benchmark the scores of the original and of the pruned model."
+    return {name: suite(**{b: s[i] for b, s in right.items()}) for i, name in enumerate((first, 'pruned'))}
 
 
 @pytest.fixture(scope='module')
@@ -121,6 +154,116 @@ def test_parts_that_are_not_there_are_left_out():
     assert Whole(page).faults == []
 
 
+def test_scores_come_with_questions_and_intervals():
+    tables = pair(POPE=shares(240, 0.95, 0.8), GQA=shares(60, 0.6, 0.58), SQA=shares(60, 0.5, 0.9))
+    page = report_html('pruned', tables=tables)
+    lines = cells(page)
+    assert [lines[b]['questions'] for b in ('POPE', 'GQA', 'SQA')] == ['240', '60', '60']
+    for b in ('POPE', 'GQA', 'SQA'):
+        value, low, high = paired_retention(tables['pruned'], tables['tiny-llava'], b)
+        assert lines[b]['left in % (95 % interval)'] == f'{value:.1f} ({low:.1f} to {high:.1f})'
+    assert {b: lines[b]['reading'] for b in lines if b in WAYS} == dict(POPE='less', GQA='within noise', SQA='more')
+    for kind, b in {'Less than tiny-llava': 'POPE', 'More than tiny-llava': 'SQA', 'Within noise': 'GQA'}.items():
+        assert f'<b>{kind}</b>: {b}</li>' in page
+    assert page.count('class="bar"') == 3 and 'Few questions' not in page and 'drawn again 1000 times' in page
+
+
+def test_left_out_questions_are_counted():
+    tables = pair(POPE=shares(40, 0.9, 0.8))
+    gone = pd.DataFrame(dict(id=['x', 'y'], benchmark='POPE', why='broken'))
+    tables['pruned'] = benchmark_table(tables['pruned'].records, excluded=gone)
+    assert cells(report_html('pruned', tables=tables))['POPE']['questions'] == '40 of 42'
+
+
+def test_sums_of_points_are_no_percents():
+    tables = pair(MME_P=shares(40, 0.9, 0.8), MME_C=shares(40, 0.9, 0.8), POPE=shares(40, 0.9, 0.8))
+    for given in (tables, {'pruned': tables['pruned']}):
+        page = report_html('pruned', tables=given)
+        scale = {b: line['scale'] for b, line in cells(page).items()}
+        assert scale == {'benchmark': 'scale', 'MME-P': 'of 2000', 'MME-C': 'of 800', 'POPE': '%'}
+        assert 'sums of points, not percent, are MME-C of 800 and MME-P of 2000.' in page
+    assert 'sums of points' not in report_html('pruned', tables=pair(POPE=shares(40, 0.9, 0.8)))
+
+
+def test_where_the_original_only_guesses_nothing_is_lost():
+    known = dict(GQA=shares(60, 0.8, 0.8), SQA=shares(60, 0.9, 0.4))
+    tables = pair(POPE=shares(60, 0.5, 0.2), DocVQA=shares(60, 0, 0), **known)
+    page = report_html('pruned', tables=tables)
+    lines, found = cells(page), abilities_left(tables['pruned'], tables['tiny-llava'])
+    for b in ('POPE', 'DocVQA'):
+        assert lines[b]['left in % (95 % interval)'] == '–' and lines[b]['reading'] == 'not measurable'
+        assert np.isnan(found.left[b]) and f'{b} –' in page
+    assert '<b>Not measurable</b>: tiny-llava scores 0 on DocVQA and is not above guessing on POPE; what' in page
+    assert page.count('class="dot"') == 2 and '<b>Less than tiny-llava</b>: SQA</li>' in page
+    assert '<b>Not measurable</b>: none' in report_html('pruned', tables=pair(POPE=shares(60, 0.9, 0.8)))
+
+
+def test_few_questions_are_no_finding():
+    "Where every draw says the same, the intervals of both scores decide: one question shows nothing, sixty do."
+    for n, reading in ((1, 'within noise'), (4, 'within noise'), (60, 'less')):
+        tables = pair(GQA=shares(n, 1, 0))
+        found = abilities_left(tables['pruned'], tables['tiny-llava']).loc['GQA']
+        assert found.left == found.low == 0 < found.high and found.reading.startswith(reading)
+        assert ('Few questions' in report_html('p', tables=tables)) == (n < 30)
+    same = pair(GQA=shares(20, 1, 1))
+    found = abilities_left(same['pruned'], same['tiny-llava']).loc['GQA']
+    assert found.low < found.left == 100 < found.high and found.reading == 'within noise'
+
+
+def test_where_no_draw_can_move_a_value_nothing_is_said():
+    "A pair of MME a subtask: drawn within subtasks, it is always the same one."
+    tables = pair(MME_P=([1, 1, 1, 0], [1, 0, 0, 0]), POPE=shares(40, 0.9, 0.4))
+    for t in tables.values():
+        t.records['subtask'] = t.records.pair
+    page = report_html('pruned', tables={name: benchmark_table(t.records) for name, t in tables.items()})
+    assert cells(page)['MME-P']['left in % (95 % interval)'] == '20.0'
+    assert cells(page)['MME-P']['reading'] == 'too few questions' and page.count('class="bar"') == 1
+    assert '<b>Too few questions</b>: MME-P' in page and '<b>Less than tiny-llava</b>: POPE</li>' in page
+
+
+def test_what_guessing_reaches_too_is_marked():
+    tables = pair(POPE=shares(100, 0.95, 0.55), GQA=shares(100, 0.95, 0.55))
+    lines, page = cells(report_html('pruned', tables=tables)), report_html('pruned', tables=tables)
+    assert (lines['POPE']['reading'], lines['GQA']['reading']) == ('less, near guessing', 'less')
+    assert '<b>Less than tiny-llava</b>: POPE, GQA</li>' in page
+
+
+def test_without_answers_to_the_same_questions_there_is_no_interval():
+    tables = pair(POPE=shares(60, 0.9, 0.5))
+    for records in (None, tables['pruned'].records.head(50)):
+        bare = BenchmarkTable(tables['pruned'])
+        bare.records = records
+        page = report_html('pruned', tables=tables | {'pruned': bare})
+        assert cells(page)['POPE']['left in % (95 % interval)'] == '55.6' and 'No intervals' in page
+        assert 'class="bar"' not in page and 'Questions that were lost' not in page and '>none<' not in page
+
+
+@pytest.mark.parametrize('name', ['llava-v1.5-7b', NASTY, 'original'])
+def test_the_original_is_named(name):
+    page = report_html('mine', tables=pair(first=name, POPE=shares(60, 0.9, 0.5)))
+    said = html.escape('the original' if name == 'original' else name)
+    for words in (f'<h1>mine, compared with {said}</h1>', f'<title>mine, compared with {said}</title>'):
+        assert words in page
+    assert f'Dashed: {said} (100 %)' in page and f'<th>{html.escape(name)}</th>' in page and Whole(page).faults == []
+    assert f'Of 60 questions {said} answers 54 rightly and pruned 30: 24 were lost' in page
+
+
+def test_examples_say_how_many_they_stand_for():
+    picture = Image.new('RGB', (4, 4))
+    tables = pair(POPE=([1] * 9 + [0] * 3, [0] * 9 + [1] * 3), GQA=([1] * 4, [1, 1, 0, 0]))
+    ids = tables['pruned'].records.id
+    ds = datasets.Dataset.from_list([dict(id=i, images=[picture]) for i in ids])
+    page = report_html('pruned', tables=tables, ds=ds)
+    assert 'Of 16 questions tiny-llava answers 13 rightly and pruned 5: 11 were lost (right before' in page
+    assert 'and 3 won (wrong before' in page and page.count('<article>') == 6
+    assert '6 of the 11 lost ones are shown, as examples: of each benchmark in turn the first in the order' in page
+    shown = re.findall('<article>.*?<p class="soft">(.*?)</p>', page)
+    assert shown == ['POPE-0', 'GQA-2', 'POPE-1', 'GQA-3', 'POPE-2', 'POPE-3']
+    assert 'All that were lost are shown' in report_html('pruned', tables=tables, ds=ds, number=20)
+    better = report_html('pruned', tables=dict(reversed(tables.items())), ds=ds, number=0)
+    assert '3 were lost' in better and '11 won' in better and '<article>' not in better
+
+
 def test_worst_questions_come_from_all_benchmarks_in_turn():
     tables = {'original': table([1, 1, 1]), 'pruned': table([0, 0, 0])}
     assert worst_questions(tables, 2) == ['a', 'b'] and worst_questions(tables) == ['a', 'b', 'c']
@@ -150,6 +293,24 @@ def test_what_was_not_scored_is_no_number():
     assert 'nan' not in picture and 'GQA –' in picture and '130 %' in picture
 
 
+def points(picture, kind):
+    return re.findall(f'points="([^"]*)" class="{kind}"', picture)
+
+
+def test_what_is_not_measurable_is_not_drawn_as_a_loss():
+    "No dot, no edge and no bar lies at the center or leads to it; guessing is not drawn there either."
+    left = pd.Series(dict(POPE=50.0, GQA=np.nan, AI2D=130.0, SQA=80.0))
+    bars = pd.DataFrame(dict(low=left - 10, high=left + 10))
+    picture = spider_svg(left, pd.Series(dict(POPE=30.0, GQA=np.nan, AI2D=20.0, SQA=10.0)), bars)
+    assert picture.count('class="dot"') == 3 and 'cx="190.0" cy="150.0"' not in picture
+    edges = re.findall('<polyline points="([^"]*)" class="model"', picture)
+    assert len(edges) == 1 and len(edges[0].split()) == 3 and not re.search(r'190(.0)?,150', edges[0])
+    assert len(points(picture, 'bar')) == 3 and 'polygon' in picture
+    whole = spider_svg(left.fillna(60.0))
+    assert '<polyline' not in whole and len(points(whole, 'model')) == 1 and len(points(whole, 'model')[0].split()) == 4
+    assert spider_svg(left * np.nan).count('class="model"') == 0 and 'nan' not in spider_svg(left * np.nan)
+
+
 def test_one_step_is_seen():
     assert 'in 1 step<' in curve_svg([1], [3.0], 'sft') and '<circle' in curve_svg([1], [3.0], 'sft')
 
@@ -164,6 +325,8 @@ def test_every_command_has_a_next_one():
     lines = [next_command(name, done, dict(ok=True)) for name in names]
     assert all(line.startswith('lvlm_') for line in lines) and len(set(lines)) == len(lines)
     assert next_command('lvlm_doctor', done, dict(ok=False)) == ''
+    taken = dict(ok=True, engines=[dict(engine='llama.cpp', takes='yes')])
+    assert next_command('lvlm_doctor', done, taken) == 'lvlm_export f --type Q8_0 --check'  # No circle
     assert next_command('lvlm_evaluate', done | dict(records='r.parquet'), {}) == 'lvlm_score m scores'
     assert next_command('lvlm_evaluate', done | dict(records='r.parquet'), dict(retention=90.0)) == 'lvlm_doctor m'
 
@@ -183,6 +346,19 @@ def test_the_same_questions_are_asked_again():
     line = next_command('lvlm_evaluate', dict(model='m', suite='pope', rule='lmms-eval', limit=5), {})
     assert shlex.split(line)[-2:] == ['--limit', '5'] and '--suite pope --rule lmms-eval' in line
     assert '--records original.parquet' in line
+
+
+def test_after_recovery_the_questions_of_the_original_are_asked(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = dict(out='recovered')
+    assert '--base' not in next_command('lvlm_recover', done, {})
+    (tmp_path / 'original.parquet').write_text('of somebody else')
+    assert '--base' not in next_command('lvlm_recover', done, {})
+    (tmp_path / 'original.parquet').unlink()
+    lvlm = load_lvlm('tiny-llava')
+    evaluate(lvlm, 'small', limit=2, records='original.parquet', rule='lmms-eval', progress=False)
+    line = next_command('lvlm_recover', done, {})
+    assert '--base original.parquet' in line and '--rule lmms-eval' in line and line.endswith('--limit 2')
 
 
 def test_lines_for_a_shell():
@@ -265,7 +441,9 @@ def test_the_explorer_in_a_browser(tmp_path, browser, told):
             took.append(tab.evaluate(TOOK))
             seen.append(big.inner_text())
         assert len(set(seen)) >= 4, 'the arrow keys change what is shown'
-        tab.locator('[name=ratio]').press('Home')
+        tab.locator('[name=ratio]').press('Home')  # Nothing is removed: fewer bits alone
+        assert '--type' in shown.locator('pre').inner_text() and 'lvlm_prune' not in shown.locator('pre').inner_text()
+        tab.locator('[name=ratio]').press('ArrowRight')
         before, plain = big.inner_text(), shown.locator('pre').inner_text()
         tab.locator('[name=repair]').select_option('1')
         assert (
@@ -321,6 +499,11 @@ def test_the_page_of_a_recovery_is_not_an_evaluations(tmp_path, page):
         'report.html',
         'reports.html',
     ]
+    index = (tmp_path / 'reports.html').read_text()
+    assert index.count('data: 5 %') == 2 and 'compared with the original' in index
+    write_report(tmp_path / 'report.html', report_html('no facts', tables=pair(POPE=shares(40, 0.9, 0.5))))
+    write_index(tmp_path)
+    assert (tmp_path / 'reports.html').read_text().count('<span class="soft"></span>') == 1
     (tmp_path / 'report-x.html').write_text('<h1>of somebody</h1>')
     assert write_index(tmp_path).read_text().count('<li>') == 2
 

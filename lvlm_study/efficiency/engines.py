@@ -507,7 +507,7 @@ def _vllm_rule(facts):
     if facts['mixed']:
         return 'builds all layers from one config'
     if facts['lm_type'] == 'phi' and (facts['heads_cut'] or facts['mlp_channels'] != 4 * facts['hidden_size']):
-        return 'its phi takes heads of hidden size / heads and MLPs of 4 x hidden size'
+        return 'its models/phi.py takes heads of hidden size / heads and MLPs of 4 x hidden size (pull 36512, open)'
     return ''
 
 
@@ -527,7 +527,7 @@ def _any_rule(facts):
 
 # %% ../../nbs/efficiency/engines.ipynb #27b22be9
 ENGINE_RULES = {
-    'vLLM': (_vllm_rule, 'rule, not run: vllm-project/vllm, models/phi.py, pull 36512 (open)'),
+    'vLLM': (_vllm_rule, 'rule, not run: vllm-project/vllm, which builds all layers from one config'),
     'llama.cpp': (_llama_cpp_rule, 'run: v0.4.0, files of `export`'),
     'ONNX Runtime': (_any_rule, 'run: 1.32.0, files of `export`, LLaMA layers'),
     'OpenVINO': (_any_rule, 'run: 2026.4.1, files of `export`, LLaMA layers'),

@@ -436,8 +436,10 @@ def suite_quantization_runs(
     seeds: Sequence[int] = (0, 1, 2),  # Draws of the calibration set
 ) -> list:  # Of `Run`
     "Rows of answers with fewer bits: the whole model, and 30 % of it removed, plain and repaired."
-    runs = [_quantization_run(name, kind)]
-    for seed, (method, criterion), recipe in product(seeds, dict(layer='bi', width='taylor').items(), TEXT_RECIPES[:2]):
+    runs, criteria = [_quantization_run(name, kind)], dict(layer='bi', width='taylor')
+    if not QUANTIZERS[kind][0]:
+        del criteria['width']  # Rows in packets of 32, which the exact widths of the study's rows do not fill
+    for seed, (method, criterion), recipe in product(seeds, criteria.items(), TEXT_RECIPES[:2]):
         fields = dict(method=method, criterion=criterion, ratio=0.3, recipe=recipe, seed=seed)
         runs.append(_quantization_run(name, kind, calibration=SUITE_SAMPLES, **fields))
     return runs
@@ -473,11 +475,12 @@ def measure_suite(
 
 def run_suite_quantization(
     name: str = 'tiny-llava',  # Name of a study model
+    kind: str = 'int8',  # One of `QUANTIZERS`
     log: Callable[[str], object] = print,  # Called with a line for each row
 ) -> None:  # Rows are in the store
-    "Make the rows of answers in 8 bits that are missing."
+    "Make the rows of answers in fewer bits that are missing."
     stored = read_rows('quantization')
-    missing = [run for run in suite_quantization_runs(name) if 'metrics' not in stored.get(run.key, {})]
+    missing = [run for run in suite_quantization_runs(name, kind) if 'metrics' not in stored.get(run.key, {})]
     if missing:
         lvlm = load_lvlm(name, torch.float32)
         base = evaluate(lvlm, missing[0].suite, progress=False)

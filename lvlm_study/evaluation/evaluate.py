@@ -399,6 +399,7 @@ def evaluate(
     origin |= dict(use_images=use_images, max_new_tokens=length)
     origin |= dict(dtype=str(lvlm.model.dtype).removeprefix('torch.'), batch_size=batch_size)
     origin |= dict(precision=None if precision == 'float32' else precision)  # None in files of before
+    origin |= dict(asked=dict(suite=suite, rule=rule, limit=limit or 0) if isinstance(suite, str) else {})
     answers = load_answers(records, origin)
     todo = np.flatnonzero(q.id.isin(wanted.id) & ~q.id.isin(answers) & ~q.id.isin(excluded))
     new = q.iloc[todo]

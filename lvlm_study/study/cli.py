@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['OWN_DATA', 'RENAMED_OPTIONS', 'ACTIONS', 'read_data', 'claim_output', 'result_lines', 'refuse_words', 'cli_command',
            'parse_criteria', 'lvlm_score', 'plan_from_options', 'lvlm_prune', 'lvlm_recover', 'lvlm_evaluate',
-           'examine_folder', 'lvlm_doctor', 'lvlm_export', 'parse_shard', 'parse_seeds', 'study_command']
+           'examine_folder', 'lvlm_doctor', 'lvlm_export', 'parse_shard', 'parse_seeds', 'parse_memory',
+           'study_command']
 
 # %% ../../nbs/study/cli.ipynb #3a1890c7
 import functools
@@ -457,16 +458,18 @@ def _recovery_page(result, recipe, trainable, following):
 
 # %% ../../nbs/study/cli.ipynb #ecc8c97f
 def _evaluation_page(lvlm, asked, table, original, curves, result):
-    "The report of an evaluation; with the original beside it where a base was given."
-    tables = {} if original is None else {'original': original}
+    "The report of an evaluation; `original` is the table of the base by its name, empty where none was given."
+    name, beside = '/'.join(Path(asked['model']).parts[-2:]), next(iter(original), '')
     facts = dict(AVG=f'{result["AVG"]:.1f}') if 'AVG' in result else {}
+    facts['questions'] = f'{len(table.records)}, graded as {table.rule}'
     if 'retention' in result:
         low, high = result['retention_low'], result['retention_high']
-        facts['retention'] = f'{result["retention"]:.1f} % of the original ({low:.1f} to {high:.1f})'
-    name = '/'.join(Path(asked['model']).parts[-2:])
+        facts['retention'] = f'{result["retention"]:.1f} % of {beside} ({low:.1f} to {high:.1f})'
     following, ds = next_command('lvlm_evaluate', asked, result), open_suite(asked['suite'], asked['folder'] or None)
-    everything = dict(curves=curves, tables=tables | {'this model': table}, ds=ds, facts=facts)
-    return report_html(f'{name}: {asked["suite"]}', _plan_of(lvlm), **everything, next_command=following)
+    tables = original | {name if name != beside else 'this model': table}
+    everything = dict(curves=curves, tables=tables, ds=ds, facts=facts)
+    title = f'{name} on the suite {asked["suite"]}'
+    return report_html(title, _plan_of(lvlm), **everything, next_command=following)
 
 
 def _write_evaluation(page, records, force):
@@ -600,7 +603,8 @@ def lvlm_evaluate(
         result |= _comparison_note(base_origin, str(lvlm.model.dtype).removeprefix('torch.'), batch_size)
     if records:
         asked = dict(model=model, suite=suite, records=records, rule=rule, folder=folder)
-        page = _evaluation_page(lvlm, asked, table, original, curves, result)
+        beside = {} if original is None else {base_origin.get('name') or 'original': original}
+        page = _evaluation_page(lvlm, asked, table, beside, curves, result)
         result |= _write_evaluation(page, records, force)
     return result
 
@@ -698,6 +702,19 @@ def parse_seeds(
             raise ValueError(f'{word!r} is no seed: give whole numbers with commas between, such as 0,1,2')
     return [int(word) for word in words]
 
+# %% ../../nbs/study/cli.ipynb #332c4dda
+def parse_memory(
+    text: str,  # Such as '8', '7.5GiB' or '6GB'
+) -> float | None:  # GiB (2**30 bytes); None for ''
+    "Memory with or without a unit; ValueError for what is no number with GiB, GB, MiB or MB behind it, or nothing."
+    if not str(text).strip():
+        return None
+    m = re.fullmatch(r'\s*(\d+\.?\d*|\.\d+)\s*(|gib|gb|mib|mb|g|m)\s*', str(text).lower())
+    if not m:
+        raise ValueError(f'{text!r} is no memory: give GiB as a number, or a number with GiB, GB, MiB or MB')
+    units = dict(gb=1e9, mb=1e6, mib=2**20, m=2**20)
+    return float(m[1]) * units.get(m[2], 2**30) / 2**30
+
 # %% ../../nbs/study/cli.ipynb #3c6d8e14
 def _check_models(names):
     "ValueError for a model that is neither at hand nor a folder, before anything is computed."
@@ -759,7 +776,7 @@ def study_command(
     engine: str = '',  # run: ray makes each run a task of a cluster; recommend: transformers, vLLM, llama.cpp ...
     address: str = '',  # run with ray: address of a running cluster, such as auto; empty: one is started here
     figures: str = '',  # draw: folder for the figures; empty: beside the rows, or figures of the checkout
-    memory: float = None,  # recommend: GiB for weights and cache; not given: no limit
+    memory: str = '',  # recommend: for weights and cache, in GiB or with a unit such as 6GB; empty: no limit
     latency: float = None,  # recommend: time to the first word as a share of the original's, up to 1
     hours: float = None,  # recommend: hours of training at most; 0: no training
     data: float = None,  # recommend: share of the instruction set, or a number of samples
@@ -770,7 +787,7 @@ def study_command(
 
     Example: lvlm_study recommend llava-v1.5-7b --memory 8 --data .05"""
     if action == 'recommend':
-        advice = recommend(model, memory, latency, hours, data, engine or None)
+        advice = recommend(model, parse_memory(memory), latency, hours, data, engine or None)
         return advice.to_dict() | dict(text=repr(advice))
     if model:
         raise ValueError(f'{model} is not known here: --help lists the options')

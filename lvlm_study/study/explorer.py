@@ -18,11 +18,19 @@ from ..core.store import load_results, read_rows, results_dir
 from ..efficiency.costs import pruning_costs
 from ..evaluation.results import BENCHMARK_ORDER, PAPER_FAMILIES
 from .guide import option_commands
-from .settings import published_settings, rows_of_checkout, stored_runs
+from ..models.study_models import study_models
+from .settings import describe_case, published_settings, rows_of_checkout, stored_runs
 from .html_report import spider_svg
 
 # %% ../../nbs/study/explorer.ipynb #9a1e0006
-POSITION = ('model', 'method', 'ratio', 'recovery', 'fraction', 'repair')
+POSITION = ('model', 'method', 'ratio', 'recovery', 'fraction', 'repair', 'bits')
+
+
+def _megabytes(model, share, bits, stored):
+    "Megabytes of the weights: as stored for 16 bits, by the config for fewer."
+    if bits == 16 or model not in study_models():
+        return stored
+    return describe_case(model).weights(share, bits) * 2**30 / 1e6
 
 
 def _recovery_name(run):
@@ -36,12 +44,14 @@ def explorer_rows() -> (
 ):  # Index: `POSITION`; retention, low, high (percent), runs, MB, lm_share, benchmarks
     "Everything that the explorer can show: one line a position, benchmarks in percent of the original."
     d = stored_runs()
-    d = d[d.bits == 16]
-    original = d[d.method == 'none'].drop_duplicates('model').set_index('model')
-    d = d[(d.method != 'none') & d.model.isin(original.index)]
+    original = d[(d.method == 'none') & (d.bits == 16)].drop_duplicates('model').set_index('model')
+    d = d[d.model.isin(original.index)]
+    whole = d[(d.method == 'none') & (d.bits < 16)]  # Shown beside both methods, with nothing removed
+    d = pd.concat([d[d.method != 'none'], *(whole.assign(method=m, actual_ratio=0.0) for m in ('layer', 'width'))])
     d = d.assign(recovery=[_recovery_name(run) for run in d.itertuples()])
-    size = d.groupby(['model', 'method', 'ratio']).megabytes_16bit.transform('mean')
+    size = d.groupby(['model', 'method', 'ratio', 'bits']).megabytes_16bit.transform('mean')
     d['megabytes_16bit'] = d.megabytes_16bit.fillna(size)  # A repair changes no size
+    d['megabytes_16bit'] = [_megabytes(*run) for run in zip(d.model, d.actual_ratio, d.bits, d.megabytes_16bit)]
     for name in BENCHMARK_ORDER:
         d[name] = 100 * d[name] / original[name].reindex(d.model).to_numpy()
     g = d.groupby(list(POSITION))
@@ -58,18 +68,19 @@ def published_value(
     recipe: str,  # 'none' or a sum of losses
     trainable: str,  # What recovery trains; '' without recovery
     fraction: float,  # Share of the data, 0 to 1
+    bits: int = 16,  # Bits of a weight
 ) -> float | None:  # Percent of the original; None where nothing is published
     "Retention that the paper publishes for one setting of the family of a study model."
     family = PAPER_FAMILIES.get(model, 'llava-v1.5-7b')
-    return _published_values().get((family, method, round(ratio, 3), recipe, trainable, round(fraction, 3)))
+    method = method if ratio else 'none'
+    return _published_values().get((family, method, round(ratio, 3), recipe, trainable, round(fraction, 3), bits))
 
 # %% ../../nbs/study/explorer.ipynb #9a1e00a2
 @lru_cache
 def _published_values():
-    "Family, method, ratio, recipe, what is trained, share of the data -> retention in percent."
+    "Family, method, ratio, recipe, what is trained, share of the data, bits -> retention in percent."
     d = published_settings()
-    d = d[d.bits == 16]
-    keys = zip(d.model, d.method, d.target.round(3), d.recipe, d.trainable, d.fraction.round(3))
+    keys = zip(d.model, d.method, d.target.round(3), d.recipe, d.trainable, d.fraction.round(3), d.bits)
     return dict(zip(keys, d.retention.astype(float).round(1)))
 
 # %% ../../nbs/study/explorer.ipynb #9a1e0012
@@ -196,16 +207,16 @@ def _position(rows, position):
     "One line of the rows with all that a card shows, as a dict; None where nothing was run."
     if position not in rows.index:
         return None
-    line, (model, method, ratio, _, fraction, repair) = rows.loc[position], position
+    line, (model, method, ratio, _, fraction, repair, bits) = rows.loc[position], position
     stays = remaining_parts(model, method, line.lm_share)
     setting = dict(method=method, ratio=ratio, repair=bool(repair), recipe=line.recipe, trainable=line.trainable)
-    commands = option_commands(pd.Series(setting | dict(fraction=fraction, budget=line.budget, bits=16)), model)
-    paper = (model, method, ratio, line.recipe, line.trainable, fraction)
+    commands = option_commands(pd.Series(setting | dict(fraction=fraction, budget=line.budget, bits=bits)), model)
+    paper = (model, method, ratio, line.recipe, line.trainable, fraction, int(bits))
     published = None if repair else published_value(*paper)  # The paper repairs nothing
     numbers = {name: round(float(line[name]), 1) for name in ('retention', 'low', 'high')}
     numbers |= dict(MB=round(float(line.MB), 2), share=round(100 * float(line.lm_share), 1), runs=int(line.runs))
     abilities = [round(float(line[b]), 1) for b in BENCHMARK_ORDER]
-    words = dict(times=time_words(model, method, ratio), commands=commands)
+    words = dict(times=time_words(model, method, ratio) if bits == 16 else [], commands=commands)
     return numbers | words | dict(abilities=abilities, published=published, stays=stays)
 
 # %% ../../nbs/study/explorer.ipynb #9a1e00a0
@@ -217,17 +228,21 @@ def explorer_card(
     recovery: str = 'none',  # As in the index of `explorer_rows`
     fraction: float = 0.0,  # Share of the data; not asked where recovery is 'none'
     repair: bool = False,  # Was the pruned model repaired in closed form first?
+    bits: int = 16,  # Bits of a weight of a decoder layer
 ) -> HTML:  # Shown as a card
     "One position of the explorer: what stays, size, retention by ability, the published value, and commands."
     rows = _rows_at(len(stored_runs()))
     fraction = 0.0 if recovery == 'none' else fraction
-    at = _position(rows, (model, method, ratio, recovery, fraction, repair))
+    at = _position(rows, (model, method, ratio, recovery, fraction, repair, bits))
     data = f' on {fraction:.0%} of the data' if fraction else ''
-    words = f'{model}, {method}, {ratio:.0%} removed{", repaired" * repair}, recovery: {recovery}{data}'
+    words = f'{model}, {method}, {ratio:.0%} removed{", repaired" * repair}, recovery: {recovery}{data}, {bits} bits'
     head = f'<style>{EXPLORER_STYLE}</style><div class="lvlm-explorer"><p class="soft">{html.escape(words)}</p>'
     if at is None:
         found = rows.reset_index().query('model == @model and method == @method and ratio == @ratio')
-        there = ', '.join(f'{"repair, " * r.repair}{r.recovery} on {r.fraction:.0%}' for r in found.itertuples())
+        parts = '{}{} on {:.0%} in {} bits'
+        there = ', '.join(
+            parts.format('repair, ' * r.repair, r.recovery, r.fraction, r.bits) for r in found.itertuples()
+        )
         return HTML(f'{head}<p>This was not run. At this ratio there are: {html.escape(there) or "none"}.</p></div>')
     spider = spider_svg(pd.Series(at['abilities'], BENCHMARK_ORDER))
     picture = remaining_svg(at['stays']) if at['stays'] else ''
@@ -235,7 +250,7 @@ def explorer_card(
     runs = f'{at["runs"]} run{"s" * (at["runs"] > 1)}'
     lines = f'<p class="big">{at["retention"]} %</p><p>of the original ({at["low"]} to {at["high"]}, {runs})</p>'
     lines += f'<p>published for the family: {paper}</p>'
-    lines += f'<p class="soft">{at["share"]} % of the language model removed; {at["MB"]} MB in 16 bits</p>'
+    lines += f'<p class="soft">{at["share"]} % of the language model removed; {at["MB"]} MB in {bits} bits</p>'
     lines += ''.join(f'<p class="soft">{html.escape(line)}</p>' for line in at['times'])
     shell = html.escape('\n'.join(at['commands']))
     return HTML(f'{head}<div class="two"><div>{lines}{picture}</div><div>{spider}</div></div><pre>{shell}</pre></div>')
@@ -257,7 +272,7 @@ def explorer() -> Any:  # An `ipywidgets.interactive`, which shows itself in a n
     models = sorted(names['model'], key=lambda m: (m not in PAPER_FAMILIES, m != 'tiny-llava', m))
 
     def slider(name, value):
-        options = [(f'{v:.0%}', v) for v in names[name] if v]
+        options = [(f'{v:.0%}', v) for v in names[name] if v or name == 'ratio']
         return SelectionSlider(options=options, value=value, description=name, continuous_update=True)
 
     return interactive(
@@ -269,6 +284,7 @@ def explorer() -> Any:  # An `ipywidgets.interactive`, which shows itself in a n
         recovery=Dropdown(options=names['recovery'], value='sft+hidden, projector+lora', description='recovery'),
         fraction=slider('fraction', 0.05),
         repair=Checkbox(False, description='repair first'),
+        bits=Dropdown(options=sorted(names['bits'], reverse=True), description='bits'),
     )
 
 # %% ../../nbs/study/explorer.ipynb #9a1e0022
@@ -326,6 +342,8 @@ for (const box of document.querySelectorAll('.lvlm-explorer:not([data-ready])'))
     const ratio = ratios[Math.min(+slider.value, ratios.length - 1)]
     slider.setAttribute('aria-valuetext', percent(ratio)); slider.nextElementSibling.textContent = percent(ratio)
     list = list.filter(r => r[2] === ratio)
+    fill($('bits'), unique(list, 15).sort((a, b) => b - a))
+    list = list.filter(r => r[15] === +$('bits').value)
     fill($('repair'), unique(list, 5).sort(), v => v ? 'in closed form' : 'none')
     list = list.filter(r => r[5] === +$('repair').value)
     fill($('recovery'), unique(list, 3))
@@ -338,8 +356,9 @@ for (const box of document.querySelectorAll('.lvlm-explorer:not([data-ready])'))
     set('big', r[6] + ' %')
     set('interval', `of the original (${r[7]} to ${r[8]}, ${r[9]} run${r[9] > 1 ? 's' : ''})`)
     set('paper', 'published for the family: ' + (r[13] === null ? 'not published' : r[13] + ' %'))
-    set('size', `${r[11]} % of the language model removed; ${r[10]} MB in 16 bits`)
-    set('time', "time, of the original's: " + (times[r[0] + r[1] + r[2]] || ['not measured']).join('; '))
+    set('size', `${r[11]} % of the language model removed; ${r[10]} MB in ${r[15]} bits`)
+    const timed = r[15] === 16 && times[r[0] + r[1] + r[2]] || ['not measured']
+    set('time', "time, of the original's: " + timed.join('; '))
     box.querySelector('.stays').innerHTML = parts(stays[r[0] + r[1] + r[2]])
     box.querySelector('.spider').innerHTML = spider(r[12], names)
     box.querySelector('pre').textContent = r[14].join('\\n')
@@ -357,6 +376,7 @@ for (const box of document.querySelectorAll('.lvlm-explorer:not([data-ready])'))
 _KNOBS = """<div class="knobs">
 <label>model <select name="model"></select></label> <label>method <select name="method"></select></label>
 <label>removed <input type="range" name="ratio" min="0" max="3" step="1" value="1"><output></output></label>
+<label>bits <select name="bits"></select></label>
 <label>repair <select name="repair"></select></label> <label>recovery <select name="recovery"></select></label>
 <label>data <select name="fraction"></select></label></div>
 <div class="two"><div aria-live="polite"><p class="big"></p><p class="interval"></p><p class="paper"></p>
@@ -373,14 +393,14 @@ def explorer_data() -> dict:  # 'names' of the benchmarks, 'rows' as lists, 'tim
     for position in rows.index:
         at = _position(rows, position)
         columns = ('retention', 'low', 'high', 'runs', 'MB', 'share', 'abilities', 'published', 'commands')
-        data.append([*position[:5], int(position[5]), *(at[c] for c in columns)])
+        data.append([*position[:5], int(position[5]), *(at[c] for c in columns), int(position[6])])
         model, method, ratio = position[:3]
         if at['times']:
             times[f'{model}{method}{ratio:g}'] = at['times']
         if at['stays']:
             stays.setdefault(f'{model}{method}{ratio:g}', [''.join(map(str, layer)) for layer in at['stays']])
     order = {m: i for i, m in enumerate(PAPER_FAMILIES)}
-    data.sort(key=lambda r: (order.get(r[0], 9), r[0], r[1], r[2], r[5], r[3] != 'none', r[3], r[4]))
+    data.sort(key=lambda r: (order.get(r[0], 9), r[0], r[1], r[2], -r[15], r[5], r[3] != 'none', r[3], r[4]))
     return dict(names=BENCHMARK_ORDER, rows=data, stays=stays, times=times)
 
 # %% ../../nbs/study/explorer.ipynb #9a1e00a4

@@ -216,15 +216,23 @@ class Case:
     samples: int  # Samples in the instruction set of its family
     config: PreTrainedConfig  # What it was read from
 
+    def weights(
+        self,
+        ratio: float,  # Share of the LM's parameters that is removed
+        bits: int = 16,  # Bits of a weight of a decoder layer; all other weights keep 16
+    ) -> float:  # GiB (2**30 bytes)
+        "Weights of the pruned model; numpy arrays of ratios and bits work as well."
+        stays = self.layer_parameters - ratio * self.lm_parameters
+        return (2 * (self.parameters - self.layer_parameters) + bits / 8 * stays) / 2**30
+
     def memory(
         self,
         ratio: float,  # Share of the LM's parameters that is removed
         bits: int = 16,  # Bits of a weight of a decoder layer; all other weights keep 16
     ) -> float:  # GiB (2**30 bytes)
-        "Weights and cache of the pruned model; numpy arrays of ratios and bits work as well."
-        stays = self.layer_parameters - ratio * self.lm_parameters
-        weights = 2 * (self.parameters - self.layer_parameters) + bits / 8 * stays
-        return (weights + self.cache_bytes * stays / self.layer_parameters) / 2**30
+        "Weights of the pruned model and its cache of `CACHE_TOKENS` tokens; arrays work as well."
+        stays = 1 - ratio * self.lm_parameters / self.layer_parameters
+        return self.weights(ratio, bits) + self.cache_bytes * stays / 2**30
 
 # %% ../../nbs/study/settings.ipynb #9a1de015
 def _read_config(model):
@@ -370,24 +378,30 @@ def size_words(
     return f'{times:,.0f} times {"smaller" if factor > 1 else "larger"}' if times >= 1.5 else 'of about this size'
 
 
-def _measured_on(model, factor, runs, alone):
+def _measured_on(line, factor, runs):
     "The model of some rows, how far it is, and on how few draws they stand."
-    kind = ', a language model alone' * alone
-    seeds = 'one seed' if runs < 3 else f'{runs} seeds'
-    return f'{model}{kind}, {size_words(factor)}, {seeds}'
+    kind = ', a language model alone' * bool(line.alone)
+    seeds = 'the paper names no seeds' if line.published else 'one seed' if runs < 3 else f'{runs} seeds'
+    return f'{line.model}{kind}, {size_words(factor)}, {seeds}'
 
 # %% ../../nbs/study/settings.ipynb #eaacad3f
-@lru_cache(maxsize=2)
-def _comparable(signature):
-    "All measured settings of both kinds: share of the original's bytes, quality (more is better), and its words."
-    d = measured_settings()
-    known = {model: describe_case(model) for model in d.model.unique() if model in study_models()}
+def _of_known_size(d, known):
+    "Settings of LVLMs with the share of the original's bytes that their weights take, in words too."
     d = d[d.model.isin(known)]
-    share = [known[m].memory(r, b) / known[m].memory(0) for m, r, b in zip(d.model, d.ratio, d.bits)]
+    share = [known[m].weights(r, b) / known[m].weights(0) for m, r, b in zip(d.model, d.ratio, d.bits)]
     words = [f'{v:.1f} % of the score' for v in d.retention]
     parameters = d.model.map({model: c.parameters for model, c in known.items()})
-    d = d.assign(share=share, quality=d.retention, words=words, parameters=parameters, alone=False)
-    e = language_settings()
+    return d.assign(share=share, quality=d.retention, words=words, parameters=parameters, alone=False)
+
+
+@lru_cache(maxsize=2)
+def _comparable(signature):
+    "All settings of both kinds: share of the original's bytes, quality (more is better), and its words."
+    d, paper = measured_settings(), published_settings()
+    d = _of_known_size(d, {model: describe_case(model) for model in d.model.unique() if model in study_models()})
+    paper = _of_known_size(paper, {family: paper_case(family) for family in FAMILY_MODELS})
+    d = pd.concat([d.assign(published=False), paper.assign(published=True, model=paper.model.map(FAMILY_MODELS))])
+    e = language_settings().assign(published=False)
     e = e.assign(quality=-np.log(e.perplexity), alone=True, low=e.perplexity, high=e.perplexity)
     e = e.assign(words=[f'{v:,.2f} times the perplexity' for v in e.perplexity])
     return pd.concat([d.assign(criterion=''), e], ignore_index=True)
@@ -428,8 +442,10 @@ def bits_evidence(
         wins, runs = bool(small.quality >= best.quality), int(min(small.runs, best.runs))
         text = f'{bits} bits alone take {small.share:.0%} of the bytes and have {small.words}; '
         text += f'the best pruned model of as many bytes or a few more ({_what_is_removed(best)}) has {best.words}. '
-        text += f'{bits} bits alone are better' if wins else 'Pruning is better'
-        text += f' there ({_measured_on(model, small.factor, runs, bool(small.alone))}).'
+        noise = not small.alone and small.high >= best.low and best.high >= small.low
+        word = f'{bits} bits alone are better' if wins else 'Pruning is better'
+        text += 'Both are the same within the noise' if noise else word
+        text += f' there ({_measured_on(small, small.factor, runs)}).'
         rows = tuple(f'{small.rows} {best.rows}'.split())
         found.append(
             Evidence(f'{bits} bits or pruning', text, model, float(small.factor), bool(small.alone), wins, runs, rows)
@@ -472,7 +488,7 @@ def repair_evidence(
         word = 'the same within the noise' if noise else 'repair pays' if wins else 'repair does harm'
         what = f'{100 * repaired.ratio:.0f} % removed as {"layers" if method == "layer" else "widths"}'
         text = f'{what}: {repaired.words} repaired, {plain.words} without; {word} there '
-        text += f'({_measured_on(model, repaired.factor, runs, bool(plain.alone))}).'
+        text += f'({_measured_on(repaired, repaired.factor, runs)}).'
         rows = tuple(f'{plain.rows} {repaired.rows}'.split())
         factor, alone = float(repaired.factor), bool(plain.alone)
         found.append(Evidence('repair or not', text, model, factor, alone, wins, runs, rows))

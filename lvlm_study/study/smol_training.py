@@ -6,7 +6,7 @@
 __all__ = ['ROW_WORDS', 'ROUTING', 'N_CELLS', 'N_WORDS', 'SMOL_SKILLS', 'ASKED_SKILLS', 'SMOL_STAGES', 'DESCRIBED_SHARE',
            'VISION_COURSES', 'LM_COURSES', 'cell_words', 'easy_vqa_words', 'easy_vqa_pictures', 'PictureText',
            'vision_batch', 'writing_losses', 'position_codes', 'route_positions', 'train_smol_vision', 'SmolExample',
-           'pack_example', 'smol_skills', 'smol_example', 'add_adapter', 'packed_answer_losses',
+           'pack_example', 'smol_skills', 'letter_questions', 'smol_example', 'add_adapter', 'packed_answer_losses',
            'share_of_right_answers', 'train_smol_lm', 'trained_parts', 'save_parts', 'make_smol_llava']
 
 # %% ../../nbs/study/smol_training.ipynb #93a00003
@@ -29,7 +29,7 @@ from ..data.instruction_data import prompt_and_answer
 from ..data.plain_benchmarks import EASY_VQA_ANSWERS, PlainQuestion, ask_fact, describe_image, easy_vqa_image
 from ..data.plain_benchmarks import easy_vqa_plain, easy_vqa_questions, in_plain_words, opened
 from ..data.plain_benchmarks import plain_training_questions
-from ..data.toy_benchmarks import QuestionAnswer, training_image
+from ..data.toy_benchmarks import QuestionAnswer, multiple_choice, training_image
 from ..data.toy_images import GRID, IMAGE_KINDS, IMAGE_MAKERS, PAGE_WORDS, SHAPE_COLORS, SHAPE_SIZES, ToyImage
 from ..data.toy_images import draw_image, page_lines
 from ..evaluation.language import chat_answers
@@ -306,7 +306,7 @@ SMOL_SKILLS = {skill: (kinds, ask) for skill, (kinds, ask) in FINETUNE_SKILLS.it
     facts=(('scene',), ask_fact)
 )
 ASKED_SKILLS = (*SMOL_SKILLS, 'easy_vqa')
-SMOL_STAGES = (  # (until which share of the first course, skill -> weight, how often in the short form)
+SMOL_STAGES = (  # (until how many courses are done, skill -> weight, how often in the short form)
     (0.16, dict(lookups=3.0, pages=1.0, objects=1.0, easy_vqa=0.7), 0.85),
     (0.50, dict.fromkeys(ASKED_SKILLS, 1.0) | dict(lookups=2.5, relations=1.5), 0.7),
     (
@@ -317,10 +317,25 @@ SMOL_STAGES = (  # (until which share of the first course, skill -> weight, how 
         0.3,
     ),
     (
-        np.inf,  # All further courses
+        2,
         dict.fromkeys(ASKED_SKILLS, 0.8) | {'lookups': 1.5, 'facts': 1.5, 'SQA': 1.5, 'MME-P': 1.0, 'MME-C': 1.0}
         | dict(conversation=1.5, chat=0.15),
         0.25,
+    ),
+)
+SMOL_STAGES += (
+    (
+        3,
+        dict.fromkeys(ASKED_SKILLS, 0.5) | {'SQA': 2.5, 'AI2D': 2.0, 'facts': 2.0, 'MME-P': 1.5, 'MME-C': 1.5}
+        | {'MathVista': 1.0, 'conversation': 2.0, 'chat': 0.15},
+        0.1,
+    ),
+    (3.4, dict(letters=6.0, SQA=1.0, facts=1.0, easy_vqa=0.5, lookups=0.5), 0.1),
+    (
+        np.inf,  # All further courses
+        dict.fromkeys(ASKED_SKILLS, 0.3) | {'letters': 2.5, 'SQA': 2.0, 'AI2D': 1.5, 'facts': 1.5, 'MME-P': 1.0}
+        | {'MME-C': 1.0, 'conversation': 1.0, 'chat': 0.15},
+        0.1,
     ),
 )
 DESCRIBED_SHARE = 0.12  # How often a picture is told in sentences
@@ -364,6 +379,35 @@ def _skill_questions(skill, rng):
             questions.setdefault(plain.prompt(), plain)
     return (p, list(questions.values())) if questions else _skill_questions(skill, rng)
 
+# %% ../../nbs/study/smol_training.ipynb #e41c83a2
+_LETTER_WORDS = dict(color=[*SHAPE_COLORS], shape=[*IMAGE_KINDS['shape']], number=[str(i) for i in range(13)])
+_LETTER_WORDS |= dict(word=[*PAGE_WORDS])
+
+
+def _letter_question(rng):
+    "(question, right option, wrong options) about words alone"
+    kind = rng.choice(list(_LETTER_WORDS))
+    right, *wrong = rng.sample(_LETTER_WORDS[kind], rng.choice([2, 3, 4, 4]))
+    form = rng.choice(_LETTER_WORDS['shape'])
+    asked = [f'Which option says {right}?', f'Choose {right}.', f'Which of these is {right}?']
+    if kind == 'color':
+        asked += [f'The {form} is {right}. What is the color of the {form}?'] * 2
+    if kind == 'number':
+        asked += [f'There are {right} things on a page. How many things are there?']
+    others = [other for other in _LETTER_WORDS if other != kind]
+    if kind != 'word' and rng.random() < 0.25:
+        return f'Which of these is a {kind}?', right, [rng.choice(_LETTER_WORDS[other]) for other in others]
+    return rng.choice(asked), right, wrong
+
+
+def letter_questions(
+    rng: random.Random,  # Source of all random choices
+    n: int = 10,  # Number of questions
+) -> list:  # `PlainQuestion`s without a picture, each with two to four options
+    "Questions whose only difficulty is to answer by letter."
+    found = [_letter_question(rng) for _ in range(n)]
+    return [in_plain_words(multiple_choice('basic', 'letters', *question, rng)) for question in found]
+
 # %% ../../nbs/study/smol_training.ipynb #93a00056
 def smol_example(
     rng: random.Random,  # Source of all random choices
@@ -375,6 +419,8 @@ def smol_example(
     "One random example of a skill."
     if skill == 'chat':
         return SmolExample(None, '', rng.sample(chats, min(4, len(chats))))
+    if skill == 'letters':
+        return SmolExample(None, '', letter_questions(rng))
     if skill == 'easy_vqa':
         path, questions, shape = rng.choice(easy_vqa_pictures())
         words = easy_vqa_words(np.asarray(easy_vqa_image(path)), shape)
@@ -543,7 +589,7 @@ VISION_COURSES = (  # (steps, toy images and pictures of easy-VQA in a step, pea
     (400, 16, 24, 1e-3),
     (300, 16, 24, 8e-4),
 )
-LM_COURSES = ((640, 7e-4), (440, 5e-4))  # (steps, peak of the learning rate)
+LM_COURSES = ((640, 7e-4), (440, 5e-4), (480, 5e-4), (320, 5e-4))  # (steps, peak of the learning rate)
 
 
 def _trained_vision(lvlm, courses, seed):
