@@ -96,7 +96,7 @@ def rights(path):
 
 @pytest.mark.parametrize('name', ['llava_15', 'gemma3', 'llava_next'])
 def test_published_checkpoints_follow_the_hints(name, d, run, tmp_path, monkeypatch):
-    "Score, prune with repair, recover, each by the line that the command before it ended with; then ask and examine."
+    "Score, prune with repair, recover, by the lines that commands ended with; then ask and examine."
     monkeypatch.chdir(tmp_path)
     folder = published.publish(name, tmp_path / 'a checkpoint')
     if isinstance(load_lvlm(folder).processor, MissingProcessor):
@@ -105,11 +105,16 @@ def test_published_checkpoints_follow_the_hints(name, d, run, tmp_path, monkeypa
     shutil.copy(d / 'train.json', tmp_path)
     words = ['lvlm_score', 'a checkpoint', 'scores', '--data', 'train.json', '--images', 'my pictures']
     words += ['--samples', 4, '--device', 'cpu']
+    recover = ['lvlm_recover', 'pruned', 'recovered', '--teacher', 'a checkpoint', '--recipe', 'sft+hidden']
     for command in ('lvlm_score', 'lvlm_prune', 'lvlm_recover'):
         assert words[0] == command
         status, out, err = run(*words, '--json')
         assert status == 0, (command, err)
         words = shlex.split(json.loads(out)['next'])
+        repaired = json.loads(out).get('repaired_on')
+        if command == 'lvlm_prune' and repaired:
+            assert words[:2] == ['lvlm_evaluate', 'pruned']  # Worth asking before any training
+            words = [*recover, '--data', 'train.json', '--images', 'my pictures']
     assert words[:2] == ['lvlm_evaluate', 'recovered/model'] and json.loads(out)['samples'] == 2
     status, out, err = run(*words, '--limit', 1, '--device', 'cpu', '--json')
     assert status == 0 and len(json.loads(out)['table']) == 9, err

@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Phi3Config, PhiConfig
-from transformers import Qwen2Config, Qwen3Config
-from lvlm_study.efficiency.costs import config_costs, config_parameters, kv_cache_bytes
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, CLIPVisionConfig, InternVLConfig
+from transformers import InternVLVisionConfig, LlamaConfig, LlavaConfig, LlavaNextConfig, MistralConfig, Phi3Config
+from transformers import PhiConfig, Qwen2Config, Qwen3Config, SiglipVisionConfig
+from lvlm_study.efficiency.costs import config_costs, config_parameters, image_patches, kv_cache_bytes
 from lvlm_study.pruning.plan import ENGINE_MULTIPLES, engine_multiple, odd_width_note
 from lvlm_study.pruning.width_pruning import default_multiple, legal_widths
 
@@ -20,7 +21,87 @@ CONFIGS = dict(
     qwen3=Qwen3Config(**SIZES, num_key_value_heads=2, head_dim=24),
     phi=PhiConfig(**SIZES),
     phi3=Phi3Config(**SIZES, num_key_value_heads=2, pad_token_id=0),
+    normed_phi=PhiConfig(**SIZES, qk_layernorm=True),
+    window=MistralConfig(**SIZES, num_key_value_heads=2, sliding_window=8),
+    wide_window=MistralConfig(**SIZES, num_key_value_heads=2, sliding_window=64),
+    some_windows=Qwen2Config(
+        **SIZES, num_key_value_heads=2, use_sliding_window=True, sliding_window=6, max_window_layers=1
+    ),
 )
+CLIP = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4)
+CLIP |= dict(image_size=32, patch_size=8)
+TILES = CLIP | dict(image_size=[32, 32], patch_size=[8, 8])
+TEXT = LlamaConfig(**SIZES)
+
+
+def llava(vision=None, **options):
+    return LlavaConfig(vision_config=vision or CLIPVisionConfig(**CLIP), text_config=TEXT, **options)
+
+
+def tiled(**options):
+    return InternVLConfig(vision_config=InternVLVisionConfig(**TILES | options), text_config=TEXT)
+
+
+LVLM_CONFIGS = dict(
+    llava=llava(),
+    no_bias=llava(multimodal_projector_bias=False),
+    two_layers=llava(vision_feature_layer=[-1, -2]),
+    all_rows=llava(vision_feature_select_strategy='full'),
+    siglip=llava(SiglipVisionConfig(**CLIP, vision_use_head=False)),
+    full_siglip=llava(SiglipVisionConfig(**CLIP, vision_use_head=False), vision_feature_select_strategy='full'),
+    tiled=tiled(),
+    biased_tiles=tiled(attention_bias=True),
+    normed_tiles=tiled(use_qk_norm=True),
+)
+NO_FORM = dict(
+    head=(llava(SiglipVisionConfig(**CLIP)), 'vision_use_head is to be False'),
+    llava_next=(LlavaNextConfig(vision_config=CLIPVisionConfig(**CLIP), text_config=TEXT), 'for a llava_next'),
+    no_positions=(tiled(use_absolute_position_embeddings=False), 'use_absolute_position_embeddings=False'),
+    norm=(tiled(use_mean_pooling=False), 'use_mean_pooling=False'),
+)
+
+
+@pytest.mark.parametrize('config', LVLM_CONFIGS.values(), ids=LVLM_CONFIGS)
+def test_parameters_and_operations_with_a_picture(config):
+    torch.manual_seed(0)
+    model = AutoModelForImageTextToText.from_config(config).eval()
+    assert config_parameters(config)['total'] == sum(p.numel() for p in model.parameters())
+    vision = config.vision_config
+    sides = vision.image_size if isinstance(vision.image_size, (list, tuple)) else (vision.image_size,) * 2
+    with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as looking:
+        model.model.get_image_features(pixel_values=torch.zeros(1, 3, *sides))
+    with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as reading:
+        model(input_ids=torch.arange(5, 18)[None], logits_to_keep=1)
+    costs = config_costs(config, 13, itemsize=4).prefill_flop
+    assert costs[['vision encoder', 'projector']].sum() == looking.get_total_flops()
+    assert costs['total'] == looking.get_total_flops() + reading.get_total_flops()
+
+
+def test_a_picture_need_not_be_square():
+    config = tiled(image_size=[32, 48], patch_size=[8, 4])
+    with torch.device('meta'):
+        model = AutoModelForImageTextToText.from_config(config)
+    assert config_parameters(config)['total'] == sum(p.numel() for p in model.parameters())
+    assert image_patches(config) == 4 * 12
+
+
+@pytest.mark.parametrize('config, says', NO_FORM.values(), ids=NO_FORM)
+def test_a_setting_without_a_closed_form_is_named(config, says):
+    for call in (config_parameters, lambda config: config_costs(config, 9)):
+        with pytest.raises(ValueError, match=says):
+            call(config)
+
+
+WRONG_COUNTS = [dict(tokens=-5), dict(tokens=0), dict(tokens='a'), dict(images=-1), dict(batch=0), dict(itemsize=0)]
+
+
+@pytest.mark.parametrize('counts', WRONG_COUNTS)
+def test_counts_that_count_nothing(counts):
+    with pytest.raises(ValueError, match=f'{next(iter(counts))} is a number') as e:
+        config_costs(CONFIGS['llama'], **(dict(tokens=9) | counts))
+    assert '\n' not in str(e.value)
+    with pytest.raises(ValueError, match="not of 'tiny-llava'"):
+        config_costs('tiny-llava', 5)
 
 
 @pytest.mark.parametrize('config', CONFIGS.values(), ids=CONFIGS)

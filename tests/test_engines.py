@@ -9,7 +9,7 @@ from lvlm_study.core.store import read_rows
 from lvlm_study.efficiency.engines import check_engine, engine_plans, engine_rules, engine_runs, export, torch_answers
 from lvlm_study.efficiency.gguf_files import decode_tensor, encode_tensor, encode_value, file_widths, write_gguf
 from lvlm_study.efficiency.llama_cpp import EngineMissing, LlamaCpp, find_llama_cpp
-from lvlm_study.efficiency.onnx_files import CachedLM, OnnxModel, empty_cache, engine_version, write_onnx
+from lvlm_study.efficiency.onnx_files import CachedLM, OnnxModel, empty_cache, write_onnx
 from lvlm_study.models.architecture import LVLM, parameter_sizes
 from lvlm_study.models.loading import load_lvlm, save_lvlm
 from lvlm_study.models.older_layout import releases_that_read
@@ -18,11 +18,15 @@ from lvlm_study.pruning.plan import Plan
 from lvlm_study.pruning.surgery import apply_plan
 
 IDS = torch.arange(5, 29)
+WRITTEN = ['llama', 'tied', 'biased', 'long_heads', 'qwen2', 'qwen3', 'phi', 'phi3']  # Others are refused
 
 
 def small(name):
     torch.manual_seed(0)
-    return LVLM(AutoModelForCausalLM.from_config(CONFIGS[name]).eval(), name=name)
+    config = CONFIGS[name]
+    if name == 'long_heads':  # Mistral's own window is shorter than its context, and files keep none
+        config = type(config)(**config.to_dict() | dict(sliding_window=None))
+    return LVLM(AutoModelForCausalLM.from_config(config).eval(), name=name)
 
 
 def cut(lvlm, how):
@@ -52,7 +56,7 @@ def llama_cpp():
 
 
 @pytest.mark.parametrize('how', ['whole', 'layers', 'odd', 'heads', 'mixed'])
-@pytest.mark.parametrize('name', CONFIGS)
+@pytest.mark.parametrize('name', WRITTEN)
 def test_llama_cpp_computes_the_same(llama_cpp, name, how, tmp_path):
     try:
         lvlm = cut(small(name), how)
@@ -65,6 +69,12 @@ def test_llama_cpp_computes_the_same(llama_cpp, name, how, tmp_path):
         assert np.abs(engine.read(IDS.numpy()) - logits_of(lvlm)).max() < tolerance
         engine.read(IDS[:9].numpy())
         assert np.abs(engine.read(IDS[9:].numpy(), start=9) - logits_of(lvlm)[9:]).max() < tolerance
+
+
+@pytest.mark.parametrize('name', [name for name in CONFIGS if name not in WRITTEN])
+def test_other_configs_are_refused(name, tmp_path):
+    with pytest.raises(ValueError, match='sliding_window|qk_layernorm'):
+        write_gguf(small(name), tmp_path / 'x.gguf')
 
 
 def test_llama_cpp_reads_pictures_and_writes_the_same_words(llama_cpp):

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import sys
 
 import numpy as np
@@ -12,6 +13,7 @@ from transformers import CLIPVisionConfig, LlavaConfig, Qwen2Config
 
 from lvlm_study import recommend
 from lvlm_study.core.store import Run, load_results, read_rows, temporary_results, write_row
+from lvlm_study.efficiency.engines import export
 from lvlm_study.models.architecture import count_config, paper_config
 from lvlm_study.study import cli as commands
 from lvlm_study.study import guide
@@ -296,6 +298,77 @@ def test_what_is_taken_for_granted_is_said():
     assert given.assumed == '' and 'taken for granted' not in repr(given)
     published = recommend(LLAVA, memory=8, source='published')
     assert "the paper's" in published.assumed and 'No LVLM was asked' not in repr(published)
+
+
+def test_fewer_bits_are_counted_as_the_file_that_is_written(tmp_path):
+    "Against the tensors of an exported file, with the vision encoder in 16 bits."
+    gguf = pytest.importorskip('gguf')
+    case = describe_case('tiny-llava')
+    for bits, kind in ((8, 'Q8_0'), (4, 'Q4_0')):
+        path = export('tiny-llava', 'llama.cpp', kind, tmp_path / f'{kind}.gguf')
+        in_file = sum(int(t.n_bytes) for t in gguf.GGUFReader(path).tensors)
+        vision = 2 * (case.parameters - case.lm_parameters)
+        assert case.weights(0, bits) * 2**30 == pytest.approx(in_file + vision, rel=0.01)
+
+
+@pytest.mark.parametrize('model', ['Bunny-v1.0-3B', 'Mini-InternVL-Chat-4B-V1-5'])
+def test_pruned_models_in_fewer_bits_of_another_family_stand_in(model):
+    options = case_options(describe_case(model))
+    both = options[(options.bits == 4) & (options.method == 'layer')]
+    assert len(both) and set(both.model) == {'tiny-llava'}
+    least = both.memory.min()
+    advice = recommend(model, memory=1.001 * least, hours=0)
+    assert advice.advised.bits == 4 and advice.advised.ratio > 0 and 'another architecture' in advice.distance
+
+
+def test_fewer_bits_have_the_interval_of_all_models_and_of_the_paper():
+    advice = recommend(LLAVA, memory=9, data=0)
+    assert advice.advised.bits == 8 and advice.advised.low <= 97.8 < advice.expected
+    assert {'tiny-bunny', 'tiny-internvl', 'LLaVA-v1.5-7B (the paper)'} <= set(advice.others)
+    own = recommend('tiny-llava', memory=0.9 * describe_case('tiny-llava').memory(0), data=0)
+    assert own.others == {}
+
+
+def test_a_nearest_budget_is_enough_as_it_is_printed():
+    units = dict(memory=r'at least ([\d.]+) GiB', latency=r'at least ([\d.]+)% of the time')
+    for model, limits in (
+        (LLAVA, dict(memory=3)),
+        (LLAVA, dict(latency=0.4)),
+        ('Bunny-v1.0-3B', dict(latency=0.4)),
+        ('tiny-bunny', dict(memory=0.005)),
+        ('Mini-InternVL-Chat-4B-V1-5', dict(memory=1.9, hours=0)),
+    ):
+        advice = recommend(model, **limits)
+        assert not advice.ok
+        (name,) = (name for name in ('memory', 'latency') if re.search(units[name], repr(advice)))
+        printed = float(re.search(units[name], repr(advice))[1]) / (100 if name == 'latency' else 1)
+        assert recommend(model, **limits | {name: printed}).ok
+
+
+def test_no_budget_is_named_where_nobody_timed_the_engine():
+    advice = recommend('tiny-bunny', memory=0.0064, latency=0.85, data=0, engine='NF4 on CPU')
+    assert not advice.ok and advice.nearest == {} and 'not timed' in repr(advice)
+
+
+def test_commands_are_for_the_engine():
+    for engine, last in ((None, '--type Q4_0'), ('llama.cpp', '--type Q4_0'), ('vLLM', 'original.parquet')):
+        assert recommend(LLAVA, memory=8, engine=engine).commands[-1].endswith(last)
+    assert recommend(LLAVA, memory=20, engine='OpenVINO').commands[-1].endswith('--engine openvino')
+    assert recommend(LLAVA, memory=80, engine='llama.cpp').commands[-1].endswith('--type F16')
+
+
+def test_evidence_is_counted_by_the_rule_of_noise():
+    case = describe_case(LLAVA)
+    found = bits_evidence(case, 8)
+    text = repr(recommend(LLAVA, memory=9, data=0))
+    for e in found[2:]:
+        word = 'the same' if e.same else 'ahead' if e.wins else 'behind'
+        elsewhere = text.split('8 bits alone elsewhere: ')[1].split('.\n')[0]
+        part = next(part for part in elsewhere.split('; ') if e.model in part)
+        assert part.startswith(word)
+        assert ('same within the noise' in e.text) == e.same
+    own = bits_evidence(describe_case('tiny-llava'), 8)
+    assert own[0].model == 'tiny-llava' and 'this very model' in own[0].text
 
 
 def test_a_language_model_alone_is_told_so():

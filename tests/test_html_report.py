@@ -326,7 +326,7 @@ def test_every_command_has_a_next_one():
     assert all(line.startswith('lvlm_') for line in lines) and len(set(lines)) == len(lines)
     assert next_command('lvlm_doctor', done, dict(ok=False)) == ''
     taken = dict(ok=True, engines=[dict(engine='llama.cpp', takes='yes')])
-    assert next_command('lvlm_doctor', done, taken) == 'lvlm_export f --type Q8_0 --check'  # No circle
+    assert next_command('lvlm_doctor', done, taken).startswith('lvlm_evaluate f')  # A name, and no folder to write into
     assert next_command('lvlm_evaluate', done | dict(records='r.parquet'), {}) == 'lvlm_score m scores'
     assert next_command('lvlm_evaluate', done | dict(records='r.parquet'), dict(retention=90.0)) == 'lvlm_doctor m'
 
@@ -346,6 +346,22 @@ def test_the_same_questions_are_asked_again():
     line = next_command('lvlm_evaluate', dict(model='m', suite='pope', rule='lmms-eval', limit=5), {})
     assert shlex.split(line)[-2:] == ['--limit', '5'] and '--suite pope --rule lmms-eval' in line
     assert '--records original.parquet' in line
+
+
+def test_hints_end(tmp_path):
+    "From an examined folder to its file for an engine, and from there to nothing."
+    folder, taken = tmp_path / 'pruned', dict(ok=True, engines=[dict(engine='llama.cpp', takes='yes')])
+    folder.mkdir()
+    assert next_command('lvlm_doctor', dict(folder=str(folder)), taken).endswith('--type Q8_0')
+    (folder / 'model-Q8_0.gguf').touch()
+    assert next_command('lvlm_doctor', dict(folder=str(folder)), taken) == ''
+
+
+def test_a_repaired_model_is_asked_before_any_training():
+    done = dict(model='m', out='smaller')
+    assert next_command('lvlm_prune', done, {}).startswith('lvlm_recover smaller recovered --teacher m')
+    assert '--large' in next_command('lvlm_prune', done, dict(parameters=7e9))
+    assert next_command('lvlm_prune', done | dict(repair=True), {}) == 'lvlm_evaluate smaller --records smaller.parquet'
 
 
 def test_after_recovery_the_questions_of_the_original_are_asked(tmp_path, monkeypatch):

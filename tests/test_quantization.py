@@ -14,7 +14,9 @@ from lvlm_study.efficiency.quantization import perplexity_ratio, pruned_for, qua
 from lvlm_study.efficiency.quantization import quantization_runs, quantize, suite_quantization_runs
 from lvlm_study.efficiency.quantization import text_pieces, train_on_text, weight_bytes
 from lvlm_study.evaluation.evaluate import answer_batch
-from lvlm_study.models.loading import load_lvlm
+from lvlm_study.models.loading import load_lvlm, save_lvlm
+from lvlm_study.pruning.plan import Plan
+from lvlm_study.pruning.surgery import apply_plan
 
 PACKAGE_KINDS = {kind: package for kind, (package, _, _) in QUANTIZERS.items()}
 
@@ -64,6 +66,38 @@ def test_a_quantizer_that_did_nothing_is_an_error(lvlm, monkeypatch):
         check_smaller(10, 12, 'int8')
     with pytest.raises(ValueError, match='a quantizer is one of'):
         quantize(lvlm, 'int3')
+
+
+@pytest.mark.parametrize('kind', ['int4', 'Q8_0', 'Q4_0'])
+def test_groups_refuse_odd_widths(kind):
+    if PACKAGE_KINDS[kind] and not engine_version(PACKAGE_KINDS[kind]):
+        pytest.skip(f'{PACKAGE_KINDS[kind]} is not installed')
+    one = small('llama')
+    odd = apply_plan(one, Plan.of(one, mlp_channels={0: range(45)}))
+    with pytest.raises(ValueError, match=f'{kind} stores rows in groups of 32, and .* has rows of 45'):
+        quantize(odd, kind)
+
+
+def test_a_quantized_copy_is_refused_until_it_is_plain(tmp_path):
+    one = small('llama')
+    copy = quantize(one, 'Q8_0')
+    for call in (
+        lambda: apply_plan(copy, Plan.of(one, [0])),
+        lambda: save_lvlm(copy, tmp_path / 'm'),
+        lambda: quantize(copy, 'Q4_0'),
+    ):
+        with pytest.raises(ValueError, match='a copy with Q8_0 weights is there to run'):
+            call()
+    assert not list(tmp_path.iterdir()) and apply_plan(one, Plan.of(one, [0])).architecture.num_layers == 1
+    plain = make_dense(copy)
+    assert weight_bytes(plain) == 4 * sum(p.numel() for p in one.model.parameters())
+    assert apply_plan(plain, Plan.of(one, [0])).architecture.num_layers == 1
+
+
+def test_lines_of_draws_are_told_apart():
+    found = quantization_results()
+    assert not found.duplicated(['model', 'method', 'target_ratio', 'recipe', 'seed', 'kind']).any()
+    assert found.duplicated(['model', 'method', 'target_ratio', 'recipe', 'kind']).any()
 
 
 def test_nf4_refuses_odd_widths():
@@ -152,16 +186,6 @@ def test_a_rival_is_no_larger_and_a_verdict_needs_three_draws(monkeypatch):
     assert np.isclose(found.ratio['width', 'int8'], np.exp(-0.2))
     sentence = budget.practitioner_sentence(cells)
     assert 'beat every whole model that is no larger from 80 MB on' in sentence and 'Below 60 MB' in sentence
-
-
-def test_a_budget_takes_what_fits():
-    from lvlm_study.efficiency.budget import budget_options, what_fits
-
-    options = budget_options()
-    fit = what_fits(options, 150, 0.8)
-    assert len(fit) and (fit.file_MB <= 150).all() and (fit.word_time <= 0.8).all() and (fit.method != 'none').all()
-    with pytest.raises(ValueError, match='above 0'):
-        what_fits(options, -1)
 
 
 @pytest.mark.parametrize('engine', ['onnxruntime', 'openvino'])

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['RUN_CHOICES', 'PACKAGE_FOLDER', 'Run', 'cache_dir', 'repository_folder', 'results_dir', 'usual_mode', 'atomic_write',
-           'hide_bar', 'read_curve_lines', 'temporary_results', 'read_rows', 'write_row', 'environment', 'record',
-           'load_results', 'seed_all', 'default_device']
+           'hide_bar', 'read_curve_lines', 'temporary_results', 'read_rows', 'needs_rows', 'write_row', 'environment',
+           'record', 'load_results', 'seed_all', 'default_device']
 
 # %% ../../nbs/core/store.ipynb #3a902931
 import hashlib
@@ -210,6 +210,28 @@ def read_rows(
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     defaults = {f.name: f.default for f in fields(Run) if f.name != 'experiment'}
     return {row['key']: row | dict(run=defaults | row['run']) for row in rows}
+
+# %% ../../nbs/core/store.ipynb #580cb7d2
+@contextmanager
+def needs_rows(
+    *experiments: str,  # Names of result files without `.jsonl`
+) -> Iterator[None]:  # Also a decorator of a function
+    """Inside `with`, rows are those of the package's own checkout where the working directory has none.
+
+    ValueError where an experiment has no rows at all."""
+    own = repository_folder(PACKAGE_FOLDER)
+    borrowed = not os.environ.get('LVLM_RESULTS') and own is not None and not any(results_dir().glob('*.jsonl'))
+    if borrowed:
+        os.environ['LVLM_RESULTS'] = str(own / 'nbs' / 'results')
+    try:
+        missing = [name for name in experiments if not (results_dir() / f'{name}.jsonl').exists()]
+        if missing:
+            raise ValueError(f'there are no stored rows of {missing[0]!r} here: $LVLM_RESULTS names their folder')
+        yield
+    finally:
+        if borrowed:
+            del os.environ['LVLM_RESULTS']
+
 
 # %% ../../nbs/core/store.ipynb #f83b4f2c
 def _round(x):

@@ -13,22 +13,27 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from ..core.plotting import COLORS, plot_style, show_figure
-from ..core.store import read_rows
+from ..core.store import needs_rows, read_rows
 from .engines import engine_runs
 from .quantization import RECIPE_NAMES
 from ..evaluation.verdicts import DRAWS, Effect, effect_of, mean_with_draws
 
 # %% ../../nbs/efficiency/budget.ipynb #f8df5452
+@needs_rows('quantization')
 def quality_cells(
     name: str = 'SmolLM2-135M',  # Name of a model in the store
 ) -> dict:  # (method, target ratio, recipe, type) -> stored rows by seed
-    "The stored rows of the comparison at equal bytes, by cell; whole models have the method 'none'."
+    """The stored rows of the comparison at equal bytes, by cell; whole models have the method 'none'.
+
+    ValueError where no row is of that model."""
     cells = defaultdict(list)
     rows = read_rows('quantization').values()
     for row in sorted(rows, key=lambda row: row['run']['seed']):
         run = row['run']
         if run['model'] == name and 'near_nats' in row.get('metrics', {}):
             cells[run['method'], run['ratio'], run['recipe'], run['purpose']].append(row)
+    if not cells:
+        raise ValueError(f'no stored row of the comparison at equal bytes is of {name!r}: give SmolLM2-135M')
     return dict(cells)
 
 # %% ../../nbs/efficiency/budget.ipynb #9d5e9739
@@ -50,7 +55,9 @@ def rival_of(
     megabytes: float,  # Size that the rival may have at most
     text: str = 'near',  # 'near' or 'far': the text that it is best on
 ) -> tuple | None:  # Key of a cell; None where no whole model is that small
-    "The best whole model that is no larger."
+    "The best whole model that is no larger; ValueError for another kind of text."
+    if text not in ('near', 'far'):
+        raise ValueError(f"a text is 'near' or 'far', not {text!r}")
     whole = [key for key, rows in cells.items() if key[0] == 'none' and rows[0]['metrics']['megabytes'] <= megabytes]
     return min(whole, key=lambda key: cells[key][0]['metrics'][f'{text}_nats'], default=None)
 
@@ -135,7 +142,7 @@ def practitioner_sentence(
     if len(alone):
         best = cell_table(cells).merge(alone[['method', 'target_ratio', 'recipe', 'kind']]).sort_values('near').iloc[0]
         said.append(
-            f'Below {smallest:.0f} MB, the smallest whole model here, there is no rival: pruning with 4 bits is what '
+            f'Below {smallest:.0f} MB, the smallest whole model here, there is no rival: pruning with fewer bits '
             f'fits, at best {_name(best)}, with perplexity {best.near:.1f} on near and {best.far:.1f} on far text.'
         )
     return '\n'.join(s[0].upper() + s[1:] for s in said if s)
@@ -187,67 +194,104 @@ def draw_quality_bytes(
 _QUALITY_TYPES = {'F16': 'bfloat16', 'Q8_0': 'int8', 'Q4_0': 'Q4_0', 'F32': 'bfloat16'}
 
 
-def budget_options(
-    name: str = 'SmolLM2-135M',  # Name of a model in the store
-    engine: str = 'llama.cpp',  # One of the engines of the table of runs
-) -> pd.DataFrame:  # Columns method, target_ratio, recipe, kind, file_MB, word_time, prompt_time, near, far
-    "Models of which both file and quality were measured; times are shares of the whole model's in the same type."
+def _timed_runs(name, engine):
+    "Runs of a model in an engine that hold times, with what was removed; ValueError where there are none."
     runs = engine_runs()
+    known = sorted(set(runs.engine[(runs.model == name) & runs.prefill_ratio.notna()]))
+    if engine not in known:
+        raise ValueError(f'no stored times of {name!r} are of the engine {engine!r}, only of {", ".join(known)}')
     runs = runs[(runs.model == name) & (runs.engine == engine) & runs.prefill_ratio.notna()]
     parts = runs.case.str.extract(r'^(?P<how>layers|width|original)(?: (?P<percent>\d+) %)?$')
     method = parts.how.map(dict(layers='layer', width='width', original='none'))
     runs = runs.assign(method=method, target_ratio=parts.percent.astype(float).fillna(0) / 100)
-    runs = runs.dropna(subset=['method']).assign(stored=runs.kind.map(_QUALITY_TYPES))
-    files = dict(
-        file_MB=runs.megabytes, word_time=runs.decode_ratio, prompt_time=runs.prefill_ratio, stored=runs.stored
-    )
-    files = runs[['method', 'target_ratio', 'kind']].assign(**files)
-    files.loc[files.method == 'none', ['word_time', 'prompt_time']] = 1.0
+    return runs.dropna(subset=['method'])
+
+
+@needs_rows('engines', 'quantization')
+def budget_options(
+    name: str = 'SmolLM2-135M',  # Name of a model in the store
+    engine: str = 'llama.cpp',  # One of the engines of the table of runs
+) -> pd.DataFrame:  # Columns method, target_ratio, recipe, kind, file_MB, token_time, prompt_time, near, far, seeds
+    """Models of which both file and quality were measured; ValueError where none of a model or an engine was.
+
+    Times are shares of the whole model's in the same type, which is 1 by definition, so those of two types cannot be
+    compared. `seeds` are the draws behind a quality; with fewer than three it is a description."""
     quality = cell_table(quality_cells(name)).rename(columns=dict(kind='stored'))
-    columns = ['method', 'target_ratio', 'recipe', 'stored', 'near', 'far']
+    runs = _timed_runs(name, engine)
+    files = dict(file_MB=runs.megabytes, token_time=runs.decode_ratio, prompt_time=runs.prefill_ratio)
+    files = runs[['method', 'target_ratio', 'kind']].assign(**files, stored=runs.kind.map(_QUALITY_TYPES))
+    files.loc[files.method == 'none', ['token_time', 'prompt_time']] = 1.0
+    columns = ['method', 'target_ratio', 'recipe', 'stored', 'near', 'far', 'seeds']
     return files.merge(quality[columns], on=['method', 'target_ratio', 'stored']).drop(columns='stored')
 
 # %% ../../nbs/efficiency/budget.ipynb #a0b25cf4
+def _check_budget(options, megabytes, token_time, kind):
+    "ValueError for a size or a share that is no number above 0, a type that is not there, and a time without a type."
+    for value in (megabytes, token_time):
+        number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+        if not number or not value > 0:
+            raise ValueError(f'a budget is a size and a share above 0, not {megabytes!r} MB and {token_time!r}')
+    kinds = sorted(set(options.kind))
+    if kind and kind not in kinds:
+        raise ValueError(f'a type of the weights is one of {", ".join(kinds)}, not {kind!r}')
+    if token_time < 1 and not kind and len(kinds) > 1:
+        known = ', '.join(kinds)
+        raise ValueError(f'times are shares of the whole model in the same type: a wish for time needs one of {known}')
+
+
 def what_fits(
     options: pd.DataFrame,  # Options from `budget_options`
     megabytes: float,  # Size of the file at most
-    word_time: float = 1.0,  # Time of a word at most, as a share of the whole model's in the same type
+    token_time: float = 1.0,  # Time of a further token at most, as a share of the whole model's in the same type
+    kind: str = '',  # Type of the weights, such as Q8_0; '': any, where no time is asked for
 ) -> pd.DataFrame:  # The best first
-    "The options within a budget; ValueError for a budget that is no positive number."
-    if not megabytes > 0 or not word_time > 0:
-        raise ValueError(f'a budget is a size and a share above 0, not {megabytes!r} MB and {word_time!r}')
-    fit = options[(options.file_MB <= megabytes) & (options.word_time <= word_time)]
-    return fit.sort_values('near', ignore_index=True)
+    """The options within a budget.
+
+    ValueError for a budget that is no positive number, and for a time below 1 without a type where there are several:
+    the stored times of two types have no common measure."""
+    _check_budget(options, megabytes, token_time, kind)
+    fit = options[(options.file_MB <= megabytes) & (options.token_time <= token_time)]
+    return (fit[fit.kind == kind] if kind else fit).sort_values('near', ignore_index=True)
 
 # %% ../../nbs/efficiency/budget.ipynb #ed54f1e3
+def _option_name(line, timed):
+    "Such as 'width 30% recovered, Q8_0: perplexity 25, 103 MB, a token in 75% (one draw)'."
+    what = 'whole' if line.method == 'none' else f'{line.method} {line.target_ratio:.0%} {line.recipe}'
+    spent = f', a token in {line.token_time:.0%}' if timed else ''
+    draws = {1: ' (one draw)', 2: ' (two draws)'}.get(line.seeds, '') if line.method != 'none' else ''
+    return f'{what}, {line.kind}: perplexity {line.near:.0f}, {line.file_MB:.0f} MB{spent}{draws}'
+
+
 def draw_budget(
     options: pd.DataFrame,  # Options from `budget_options`
     megabytes: float,  # Size of the file at most
-    word_time: float,  # Time of a word at most, as a share of the whole model's in the same type
+    token_time: float = 1.0,  # Time of a further token at most, as a share of the whole model's in the same type
+    kind: str = '',  # Type of the weights, which a time below 1 needs; '': any
 ) -> Figure:
-    "All options by size and perplexity; what does not fit is pale, and the best three are named."
+    "Options by size and perplexity, of one type or of all; what does not fit is pale, and the best three are named."
     import matplotlib.pyplot as plt
 
-    fit = what_fits(options, megabytes, word_time)
+    fit = what_fits(options, megabytes, token_time, kind)
     fig, ax = plt.subplots(figsize=(8.4, 3.8), layout='constrained')
-    shown = options[options.near <= 120]
+    asked = options[options.kind == kind] if kind else options
+    shown = asked[asked.near <= 120]
     ax.plot(shown.file_MB, shown.near, 'o', color='#CCCCCC', ms=5)
     for line in fit[fit.near <= 120].itertuples():
-        ax.plot(line.file_MB, line.near, 'o', color=COLORS.get(line.method, COLORS['original']), ms=7)
-    best = [
-        f'{"whole" if line.method == "none" else f"{line.method} {line.target_ratio:.0%} {line.recipe}"}, {line.kind}: '
-        f'perplexity {line.near:.0f}, {line.file_MB:.0f} MB, a word in {line.word_time:.0%}'
-        for line in fit.head(3).itertuples()
-    ]
+        color = COLORS.get(line.method, COLORS['original'])
+        face = 'white' if line.method != 'none' and line.seeds < 3 else color
+        ax.plot(line.file_MB, line.near, 'o', mec=color, mfc=face, ms=7)
+    best = [_option_name(line, bool(kind)) for line in fit.head(3).itertuples()]
     ax.axvline(megabytes, color='#777777', lw=1, ls='--')
     for label, color in dict(whole='original', layer='layer', width='width').items():
         ax.plot([], [], 'o', color=COLORS[color], ms=7, label=label if label == 'whole' else f'{label}-pruned, fits')
+    ax.plot([], [], 'o', mec='#777777', mfc='none', ms=7, label='pruned, fewer than three draws')
     ax.plot([], [], 'o', color='#CCCCCC', ms=5, label='too large or too slow')
     ax.legend(loc='upper left', bbox_to_anchor=(1, 1))
     ax.set(xlabel='file in MB', ylabel='perplexity on near text', yscale='log')
     ax.set_yticks([20, 30, 40, 60, 100], labels=['20', '30', '40', '60', '100'])
     ax.minorticks_off()
-    found = f'{len(fit)} of {len(options)} fit into {megabytes:.0f} MB and {word_time:.0%} of the time of a word'
+    limit = f' and {token_time:.0%} of the time of the whole {kind} model' if kind else ''
+    found = f'{len(fit)} of {len(asked)} fit into {megabytes:.0f} MB{limit}'
     ax.set_title('\n'.join([found, *best, '', '', ''][:4]), loc='left', fontsize=8, fontweight='normal')
     return fig
 
@@ -260,9 +304,13 @@ def _options_once(engine):
 
 def show_budget(
     megabytes: float = 150,  # Size of the file at most
-    word_time: float = 0.8,  # Time of a word at most, as a share of the whole model's in the same type
+    token_time: float = 0.8,  # Time of a further token at most, as a share of the whole model's in the same type
     engine: str = 'llama.cpp',  # One of the engines of the table of runs
+    kind: str = '',  # Type of the weights; '': eight bits, or the only one that the engine has files of
 ) -> None:  # It shows a picture
-    "What fits into a budget, as a picture: the function under the sliders."
+    "What fits into a budget, as a picture: the function under the sliders; ValueError for what was not measured."
+    options = _options_once(engine)
+    kinds = list(options.kind.unique())
+    kind = kind or ('Q8_0' if 'Q8_0' in kinds else kinds[0])
     with plot_style():
-        show_figure(draw_budget(_options_once(engine), megabytes, word_time))
+        show_figure(draw_budget(options, megabytes, token_time, kind))

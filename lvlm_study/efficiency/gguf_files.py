@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PACKET', 'GGUF_TYPES', 'GGUF_ARCHITECTURES', 'GGUF_NAMES', 'GGUFType', 'check_gguf_type', 'encode_tensor',
-           'decode_tensor', 'encode_value', 'write_gguf_file', 'file_widths', 'gguf_tensors', 'model_metadata',
-           'word_metadata', 'write_gguf']
+           'decode_tensor', 'encode_value', 'write_gguf_file', 'short_window', 'window_refusal', 'gguf_refusal',
+           'file_widths', 'gguf_tensors', 'model_metadata', 'word_metadata', 'write_gguf']
 
 # %% ../../nbs/efficiency/gguf_files.ipynb #66f60004
 import json
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
 import torch
+from transformers import PreTrainedConfig
 from ..core.store import atomic_write
 from ..models.architecture import LVLM
 
@@ -192,6 +193,53 @@ def _layer_maps(lvlm, layer):
         maps |= dict(zip(roles, zip(np.split(weight, cuts), biases)))
     return maps
 
+# %% ../../nbs/efficiency/gguf_files.ipynb #02d310a9
+_SILU, _GELU = ('silu', 'swish'), ('gelu_new', 'gelu_pytorch_tanh', 'gelu_fast')  # By their names in a config
+
+
+def short_window(
+    config: PreTrainedConfig,  # Config of a model
+) -> int:  # 0 where each token sees all before it
+    "Length of the window that attention slides along, where texts may be longer than that."
+    text = config.get_text_config()
+    window, kinds = getattr(text, 'sliding_window', None), getattr(text, 'layer_types', None)
+    slides = window and getattr(text, 'use_sliding_window', True) and (not kinds or 'sliding_attention' in kinds)
+    return window if slides and window < getattr(text, 'max_position_embeddings', float('inf')) else 0
+
+# %% ../../nbs/efficiency/gguf_files.ipynb #a8270a39
+def window_refusal(
+    config: PreTrainedConfig,  # Config of a model
+) -> str:  # '' where no window is short
+    "Why a file without sliding windows would compute something else."
+    window = short_window(config)
+    if not window:
+        return ''
+    return (
+        f'attention sees the last {window:,} tokens alone (sliding_window), which files of export would not keep: '
+        f'with max_position_embeddings {window} in config.json they are right, for texts up to there'
+    )
+
+
+# %% ../../nbs/efficiency/gguf_files.ipynb #2a08f71a
+def gguf_refusal(
+    config: PreTrainedConfig,  # Config of a model
+) -> str:  # '' where a file computes what the model computes
+    "Why a model cannot be written as a GGUF file, in one sentence."
+    text = config.get_text_config()
+    if text.model_type not in GGUF_ARCHITECTURES:
+        known = ', '.join(GGUF_ARCHITECTURES)
+        return f'a {text.model_type} language model cannot be written as GGUF here, only {known}'
+    rope = (getattr(text, 'rope_parameters', None) or {}).get('rope_type', 'default')
+    if rope != 'default':
+        return f'rotary positions of type {rope!r} cannot be written as GGUF here, only default'
+    activations = _GELU if text.model_type == 'phi' else _SILU
+    if text.hidden_act not in activations:
+        return f'llama.cpp computes {activations[0]} in the MLPs of a {text.model_type}, not {text.hidden_act}'
+    if getattr(text, 'qk_layernorm', False):
+        return 'llama.cpp knows no norms of queries and keys in a phi (qk_layernorm)'
+    return window_refusal(config)
+
+
 # %% ../../nbs/efficiency/gguf_files.ipynb #66f60022
 def _fill(x, axis, n):
     "An array with zeros at the end of an axis, so that it is n long."
@@ -233,9 +281,11 @@ def file_widths(
 
     LLaMA and Mistral may differ from layer to layer. All others get the widths of their widest layer; a Phi gets all
     the heads that its hidden size has room for, because llama.cpp does not ask how many there are."""
-    a = lvlm.architecture
+    a, kind = lvlm.architecture, _gguf_architecture(lvlm)
+    most = max(256, *(channels for _, channels in _widths(lvlm)))
+    if not 1 <= multiple <= most:
+        raise ValueError(f'multiple is a whole number from 1 to {most:,} for this model, not {multiple:,}')
     widths = [(kv_heads, -(-channels // multiple) * multiple) for kv_heads, channels in _widths(lvlm)]
-    kind = _gguf_architecture(lvlm)
     if kind != 'llama':
         widths = [tuple(map(max, zip(*widths)))] * len(widths)
     if kind in ('phi2', 'phi3'):
@@ -245,15 +295,10 @@ def file_widths(
 
 
 def _gguf_architecture(lvlm):
-    "llama.cpp's word for a model type; ValueError for one that has none here."
-    text = lvlm.config.get_text_config()
-    if text.model_type not in GGUF_ARCHITECTURES:
-        known = ', '.join(GGUF_ARCHITECTURES)
-        raise ValueError(f'a {text.model_type} language model cannot be written as GGUF here, only {known}')
-    rope = text.rope_parameters or {}
-    if rope.get('rope_type', 'default') != 'default':
-        raise ValueError(f'rotary positions of type {rope["rope_type"]!r} cannot be written as GGUF here, only default')
-    return GGUF_ARCHITECTURES[text.model_type]
+    "llama.cpp's word for a model type; ValueError in one sentence where the file would compute something else."
+    if refusal := gguf_refusal(lvlm.config):
+        raise ValueError(refusal)
+    return GGUF_ARCHITECTURES[lvlm.config.get_text_config().model_type]
 
 # %% ../../nbs/efficiency/gguf_files.ipynb #66f60026
 def _neighbor_pairs(x, head_dim):
@@ -342,7 +387,7 @@ def model_metadata(
     rotary = dict(dimension_count=int(a.head_dim * rope.get('partial_rotary_factor', 1)))
     rotary['freq_base'] = float(rope['rope_theta'])
     values = sizes | {f'attention.{k}': v for k, v in attention.items()} | {f'rope.{k}': v for k, v in rotary.items()}
-    general = dict(architecture=name, name=lvlm.name or 'model', file_type=GGUF_TYPES[kind].file_code)
+    general = dict(architecture=name, name='model', file_type=GGUF_TYPES[kind].file_code)
     general['quantization_version'] = 2
     return {f'general.{k}': v for k, v in general.items()} | {f'{name}.{k}': v for k, v in values.items()}
 
@@ -362,6 +407,8 @@ def _cut_rule(data):
     if names == ['Digits', 'ByteLevel'] and steps[0]['individual_digits'] and steps[1]['use_regex']:
         return 'smollm'
     pattern = steps[0].get('pattern', {}).get('Regex', '') if names == ['Split', 'ByteLevel'] else ''
+    if r'\p{Lu}' in pattern:  # cuts between letters of different size, by a rule that has no name here
+        return ''
     return next((rule for part, rule in _CUT_RULES.items() if pattern and part in pattern), '')
 
 # %% ../../nbs/efficiency/gguf_files.ipynb #66f60056
@@ -372,6 +419,12 @@ def _word_type(added, word):
     return 3 if added[word] else 4
 
 # %% ../../nbs/efficiency/gguf_files.ipynb #66f60033
+def _begins_texts(tokenizer):
+    "Does a tokenizer set its first mark before each text by itself?"
+    ids = tokenizer('a b').input_ids
+    return tokenizer.bos_token_id is not None and ids[:1] == [tokenizer.bos_token_id]
+
+# %% ../../nbs/efficiency/gguf_files.ipynb #948010cc
 def word_metadata(
     lvlm: LVLM,  # A model with its tokenizer
 ) -> dict:  # Key -> value
@@ -388,7 +441,7 @@ def word_metadata(
     merges = [m if isinstance(m, str) else ' '.join(m) for m in data['model']['merges']]
     values = dict(model='gpt2', pre=rule, tokens=words)
     values['token_type'] = [_word_type(added, word) if i in by_id else 5 for i, word in enumerate(words)]
-    values |= dict(merges=merges, add_bos_token=False) if merges else {}
+    values |= dict(merges=merges, add_bos_token=_begins_texts(lvlm.tokenizer)) if merges else {}
     for name in ('bos', 'eos', 'unknown', 'padding'):
         i = getattr(lvlm.tokenizer, dict(unknown='unk', padding='pad').get(name, name) + '_token_id')
         if i is not None:
@@ -406,8 +459,7 @@ def write_gguf(
 ) -> dict:  # 'widths' and 'kinds' in the file, 'notes' for whoever uses it
     """Write a language model as a GGUF file, whole or not at all; it computes what the model computes.
 
-    ValueError for a model type that llama.cpp has no architecture for here, and for rotary positions that are
-    stretched."""
+    ValueError for a model that `gguf_refusal` refuses, and for a multiple wider than the MLPs."""
     check_gguf_type(kind)
     widths = file_widths(lvlm, multiple)
     metadata = model_metadata(lvlm, widths, kind) | word_metadata(lvlm)

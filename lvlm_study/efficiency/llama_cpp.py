@@ -66,7 +66,7 @@ def _keep_log(level, text, _):
     del _LOG[:-200]
 
 
-def _last_complaint():
+def _first_complaint():
     "The first line of the log, since the last call, that names an error."
     return next((line for line in _LOG if 'error' in line.lower() or 'fail' in line.lower()), 'it does not say why')
 
@@ -210,7 +210,7 @@ class LlamaCpp(EngineModel):
         _LOG.clear()
         self._model = self._lib.llama_model_load_from_file(str(path).encode(), self._lib.llama_model_default_params())
         if not self._model:
-            raise ValueError(f'llama.cpp refuses {Path(path).name}: {_last_complaint()[:200]}')
+            raise ValueError(f'llama.cpp refuses {Path(path).name}: {_first_complaint()[:200]}')
         settings = _context_settings(self._lib, context, threads, exact)
         self._context = self._lib.llama_init_from_model(self._model, settings)
         self._vocab = self._lib.llama_model_get_vocab(self._model)
@@ -237,7 +237,7 @@ class LlamaCpp(EngineModel):
         pointer = data.ctypes.data_as(ctypes.POINTER(ctypes.c_int32 if as_ids else ctypes.c_float))
         batch = _batch(n, pointer, as_ids, start, every)
         if self._lib.llama_decode(self._context, batch) != 0:
-            raise RuntimeError(f'llama.cpp cannot read {n} tokens from position {start} on: {_last_complaint()[:200]}')
+            raise RuntimeError(f'llama.cpp cannot read {n} tokens from position {start} on: {_first_complaint()[:200]}')
         rows = self._lib.llama_get_logits(self._context)
         return np.ctypeslib.as_array(rows, (n if every else 1, self.num_words)).copy()
 

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
-from ..core.store import Run, read_rows, record
+from ..core.store import Run, needs_rows, read_rows, record
 from ..data.instruction_data import nested_subset
 from ..data.toy_benchmarks import instructions
 from .gguf_files import decode_tensor, encode_tensor
@@ -36,7 +36,7 @@ from ..evaluation.statistics import average_score, paired_retention
 from ..importance.importance import score
 from ..models.architecture import LVLM, check_lvlm
 from ..models.linear_speed import fast_linear
-from ..models.loading import load_lvlm
+from ..models.loading import load_lvlm, refuse_quantized_copy
 from ..pruning.layer_pruning import layer_plan
 from ..pruning.repair import repair
 from ..pruning.surgery import apply_plan
@@ -62,9 +62,9 @@ def weight_bytes(
     lvlm: LVLM,  # A model of any family, quantized or not
 ) -> int:  # Bytes of all weights; what is shared counts once
     "Bytes that the weights of a model take in memory, measured on the tensors themselves."
-    stored = getattr(lvlm.model, 'packet_bytes', 0)
-    packets = getattr(lvlm.model, 'packet_weights', ())
-    return stored + sum(tensor_bytes(p) for name, p in lvlm.model.named_parameters() if name not in packets)
+    stored = getattr(lvlm.model, 'group_bytes', 0)
+    groups = getattr(lvlm.model, 'group_weights', ())
+    return stored + sum(tensor_bytes(p) for name, p in lvlm.model.named_parameters() if name not in groups)
 
 # %% ../../nbs/efficiency/quantization.ipynb #9a170011
 def _linears(lvlm):
@@ -76,12 +76,20 @@ def _linears(lvlm):
                     yield parent, name, child
 
 # %% ../../nbs/efficiency/quantization.ipynb #9a170041
+def _check_rows(lvlm, kind):
+    "ValueError where a map of the layers has rows that groups of 32 do not fill."
+    for _, name, linear in _linears(lvlm):
+        if linear.in_features % 32:
+            raise ValueError(f'{kind} stores rows in groups of 32, and {name} has rows of {linear.in_features}')
+
+
 def _by_torchao(lvlm, config_name):
     "In place: maps of the layers by torchao, whose own default would untie and copy the head."
     import torchao.quantization
 
     options = {}
     if config_name == 'IntxWeightOnlyConfig':
+        _check_rows(lvlm, 'int4')
         options = dict(weight_dtype=torch.int4, granularity=torchao.quantization.PerGroup(32))
     torchao.quantization.quantize_(lvlm.layers, getattr(torchao.quantization, config_name)(**options))
 
@@ -104,19 +112,18 @@ def _by_bitsandbytes(lvlm, kind):
         setattr(parent, name, new.to(old.weight.device))
 
 # %% ../../nbs/efficiency/quantization.ipynb #9a170042
-def _by_packets(lvlm, kind):
-    "In place: weights of the layers' maps rounded as a GGUF file rounds them; remembers the bytes of the packets."
+def _by_groups(lvlm, kind):
+    "In place: weights of the layers' maps rounded as a GGUF file rounds them; remembers the bytes of the groups."
+    _check_rows(lvlm, kind)
     names = {id(p): name for name, p in lvlm.model.named_parameters()}
-    lvlm.model.packet_weights, lvlm.model.packet_bytes = [], 0
-    for _, name, linear in _linears(lvlm):
+    lvlm.model.group_weights, lvlm.model.group_bytes = [], 0
+    for _, _, linear in _linears(lvlm):
         weight = linear.weight
-        if weight.shape[1] % 32:
-            raise ValueError(f'{kind} stores rows in packets of 32, and {name} has rows of {weight.shape[1]}')
         data = encode_tensor(weight.detach().float().numpy(), kind)
         rounded = torch.from_numpy(decode_tensor(data, kind, tuple(weight.shape)))
         weight.data = rounded.to(weight.dtype)
-        lvlm.model.packet_weights.append(names[id(weight)])
-        lvlm.model.packet_bytes += len(data)
+        lvlm.model.group_weights.append(names[id(weight)])
+        lvlm.model.group_bytes += len(data)
 
 # %% ../../nbs/efficiency/quantization.ipynb #9a170012
 QUANTIZERS = {
@@ -125,8 +132,8 @@ QUANTIZERS = {
     'int4': ('torchao', _by_torchao, 'IntxWeightOnlyConfig'),
     'int8 mixed': ('bitsandbytes', _by_bitsandbytes, 'int8'),
     'nf4': ('bitsandbytes', _by_bitsandbytes, 'nf4'),
-    'Q8_0': ('', _by_packets, 'Q8_0'),
-    'Q4_0': ('', _by_packets, 'Q4_0'),
+    'Q8_0': ('', _by_groups, 'Q8_0'),
+    'Q4_0': ('', _by_groups, 'Q4_0'),
 }
 
 # %% ../../nbs/efficiency/quantization.ipynb #864b9cfb
@@ -152,12 +159,12 @@ def check_smaller(
 def quantize(
     lvlm: LVLM,  # A model of any family, pruned or not; it is not changed
     kind: str = 'int8',  # One of `QUANTIZERS`
-) -> LVLM:  # A copy, to run and measure; it can be neither pruned nor saved
+) -> LVLM:  # A copy, to run and measure; `apply_plan` and `save_lvlm` refuse it
     """A copy of a model whose decoder layers have 8 or 4 bits a weight.
 
     ValueError for an unknown quantizer, for widths that it cannot take, and where it did nothing; EngineMissing where
     its package is not installed."""
-    check_lvlm(lvlm)
+    refuse_quantized_copy(check_lvlm(lvlm))
     _check_quantizer(kind)
     _, work, option = QUANTIZERS[kind]
     small = replace(lvlm, model=copy.deepcopy(lvlm.model))
@@ -165,6 +172,7 @@ def quantize(
         warnings.simplefilter('ignore')
         work(small, option)
     check_smaller(weight_bytes(lvlm), weight_bytes(small), kind)
+    small.model.quantized_by = kind
     return small
 
 # %% ../../nbs/efficiency/quantization.ipynb #9a1700a2
@@ -192,6 +200,8 @@ def make_dense(
         new.weight = nn.Parameter(_dense_weight(old), requires_grad=False)
         new.bias = old.bias
         setattr(parent, name, new)
+    for name in ('quantized_by', 'group_weights', 'group_bytes'):
+        lvlm.model.__dict__.pop(name, None)  # What was quantized is plain now, and may be pruned and saved
     lvlm.model.float()
     return lvlm
 
@@ -401,14 +411,16 @@ def run_quantization(
             log(f'{what}: {type(e).__name__} {e}')
 
 # %% ../../nbs/efficiency/quantization.ipynb #9a170023
-def quantization_results() -> pd.DataFrame:  # Columns model, method, target_ratio, recipe, kind, megabytes, near, far
-    "The stored rows of the comparison at equal bytes, one line a model and type; near and far are perplexities."
+@needs_rows('quantization')
+def quantization_results() -> pd.DataFrame:  # Columns model to recipe, seed, kind, megabytes, near, far
+    "The stored rows of the comparison at equal bytes, a line a model, draw and type; near and far are perplexities."
     lines = []
     for row in read_rows('quantization').values():
         if 'near_nats' not in row.get('metrics', {}):
             continue
         run, numbers = row['run'], row['metrics']
         what = dict(model=run['model'], method=run['method'], target_ratio=run['ratio'], recipe=run['recipe'])
+        what |= dict(seed=run['seed'])
         quality = {text: float(np.exp(numbers[f'{text}_nats'])) for text in ('near', 'far')}
         lines.append(what | dict(kind=run['purpose'], megabytes=numbers['megabytes']) | quality)
     return pd.DataFrame(lines)
@@ -438,7 +450,7 @@ def suite_quantization_runs(
     "Rows of answers with fewer bits: the whole model, and 30 % of it removed, plain and repaired."
     runs, criteria = [_quantization_run(name, kind)], dict(layer='bi', width='taylor')
     if not QUANTIZERS[kind][0]:
-        del criteria['width']  # Rows in packets of 32, which the exact widths of the study's rows do not fill
+        del criteria['width']  # Rows in groups of 32, which the exact widths of the study's rows do not fill
     for seed, (method, criterion), recipe in product(seeds, criteria.items(), TEXT_RECIPES[:2]):
         fields = dict(method=method, criterion=criterion, ratio=0.3, recipe=recipe, seed=seed)
         runs.append(_quantization_run(name, kind, calibration=SUITE_SAMPLES, **fields))
@@ -489,6 +501,7 @@ def run_suite_quantization(
         log(f'{run.method} {run.recipe} {run.purpose}, seed {run.seed}: {row["metrics"]["retention"]:.1f}')
 
 # %% ../../nbs/efficiency/quantization.ipynb #5c18f005
+@needs_rows('quantization')
 def suite_by_bits(
     name: str = 'tiny-llava',  # Name of a study model
     kind: str = 'int8',  # One of `QUANTIZERS`

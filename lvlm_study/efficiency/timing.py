@@ -18,12 +18,12 @@ import torch
 from torch import nn
 from matplotlib.figure import Figure
 from ..core.plotting import COLORS
-from ..core.store import Run, read_rows, record
+from ..core.store import Run, needs_rows, read_rows, record
 from ..data.instruction_data import Collator
 from ..data.toy_benchmarks import instructions
 from .costs import config_costs, pruning_costs
 from ..evaluation.results import paper_results
-from ..models.architecture import LVLM, parameter_sizes
+from ..models.architecture import LVLM, check_lvlm, parameter_sizes
 from ..models.loading import load_lvlm, model_inputs
 from ..pruning.plan import make_plan
 from ..pruning.surgery import apply_plan
@@ -37,12 +37,6 @@ def _now(device):
     used = resource.getrusage(resource.RUSAGE_SELF)
     return used.ru_utime + used.ru_stime
 
-
-def _peak_memory(device):
-    "Most memory so far in megabytes: of tensors on a GPU, of the process on a CPU."
-    if device.type == 'cuda':
-        return torch.cuda.max_memory_allocated(device) / 1e6
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
 
 # %% ../../nbs/efficiency/timing.ipynb #71a30009
 def _prompt(lvlm, batch_size, tokens):
@@ -61,7 +55,7 @@ def _prompt(lvlm, batch_size, tokens):
 
 # %% ../../nbs/efficiency/timing.ipynb #71a30020
 def _one_round(lvlm, batch, words):
-    "Seconds of looking, of reading without looking, and of each word."
+    "Seconds of looking, of reading without looking, and of each further token."
     device = lvlm.device
     looking = 0.0
     if lvlm.architecture.vision:
@@ -71,47 +65,75 @@ def _one_round(lvlm, batch, words):
     start = _now(device)
     out = lvlm.model(**batch, use_cache=True, logits_to_keep=1)
     reading = _now(device) - start - looking
-    word = out.logits[:, -1].argmax(-1, keepdim=True)
+    token = out.logits[:, -1].argmax(-1, keepdim=True)
     start = _now(device)
     for _ in range(words):
-        out = lvlm.model(input_ids=word, past_key_values=out.past_key_values, use_cache=True)
-        word = out.logits[:, -1].argmax(-1, keepdim=True)
+        out = lvlm.model(input_ids=token, past_key_values=out.past_key_values, use_cache=True)
+        token = out.logits[:, -1].argmax(-1, keepdim=True)
     return looking, reading, (_now(device) - start) / words
 
+
+def _watched_round(lvlm, batch, words):
+    "The seconds of a round, and on a GPU the most megabytes beyond what lay there before it; NaN on a CPU."
+    if lvlm.device.type != 'cuda':
+        return *_one_round(lvlm, batch, words), np.nan
+    torch.cuda.reset_peak_memory_stats(lvlm.device)
+    before = torch.cuda.memory_allocated(lvlm.device)
+    seconds = _one_round(lvlm, batch, words)
+    return *seconds, (torch.cuda.max_memory_allocated(lvlm.device) - before) / 1e6
+
 # %% ../../nbs/efficiency/timing.ipynb #71a30011
-def _summary(lvlm, batch, seconds):
-    "Median and spread of each part over rounds, words a second and memory."
+def _check_timing(models, batch_size, tokens, words, rounds):
+    "ValueError in one sentence for what is no model, and for numbers that count nothing."
+    if not isinstance(models, dict) or not models:
+        raise ValueError(f'models to compare are a dict of name -> model, not a {type(models).__name__}')
+    for lvlm in models.values():
+        check_lvlm(lvlm)
+    counts = dict(batch_size=batch_size, tokens=tokens, words=words, rounds=rounds)
+    for name, n in counts.items():
+        least = int(name != 'tokens')
+        if isinstance(n, (str, bool)) or not isinstance(n, (int, np.integer)) or n < least:
+            raise ValueError(f'{name} is a whole number from {least} on, not {n!r}')
+
+
+def _summary(lvlm, batch, rounds):
+    "Median and spread of each part over rounds, tokens a second and memory."
     batch_size, length = batch['input_ids'].shape
+    seconds, beyond = np.array(rounds)[:, :3], np.array(rounds)[:, 3].max()
     low, middle, high = np.quantile(seconds, [0.25, 0.5, 0.75], axis=0)
     found = dict(zip(('look', 'prefill', 'decode'), middle.tolist()))
     found |= {f'{name}_spread': float(s) for name, s in zip(found.copy(), (high - low) / 2)}
-    found |= dict(words_per_second=batch_size / found['decode'], peak_megabytes=_peak_memory(lvlm.device))
-    return found | dict(tokens=length, batch_size=batch_size)
+    weights = sum(p.numel() * p.element_size() for p in lvlm.model.parameters()) / 1e6
+    found |= dict(tokens_per_second=batch_size / found['decode'], weights_megabytes=weights)
+    peak = {} if np.isnan(beyond) else dict(peak_megabytes=weights + beyond)
+    return found | peak | dict(tokens=length, batch_size=batch_size)
 
-
+# %% ../../nbs/efficiency/timing.ipynb #f0e974e5
 @torch.inference_mode()
 def time_lvlm(
     lvlm: LVLM,  # In eval mode, on any device, in any type of numbers
     batch_size: int = 1,  # Prompts that are answered together
     tokens: int = 0,  # Length of the prompt, pictures included; 0: as long as picture and question are
-    words: int = 8,  # Words that are written
+    words: int = 8,  # Tokens that are written
     rounds: int = 5,  # Rounds after one warm-up
-) -> dict:  # Seconds 'look', 'prefill', 'decode' and their '_spread', words_per_second, peak_megabytes, tokens
+) -> dict:  # Seconds 'look', 'prefill', 'decode' and their '_spread', tokens_per_second, megabytes, tokens
     """Time of looking, reading and writing; `_spread` is half the distance between the quartiles.
 
+    `weights_megabytes` are those of the model, and `peak_megabytes`, on a GPU alone, the most that it needs with them.
     ValueError where the picture alone is longer than `tokens`. Seconds are of the processor on a CPU."""
+    _check_timing(dict(model=lvlm), batch_size, tokens, words, rounds)
     batch = _prompt(lvlm, batch_size, tokens)
-    seconds = [_one_round(lvlm, batch, words) for _ in range(rounds + 1)][1:]
-    return _summary(lvlm, batch, seconds)
+    return _summary(lvlm, batch, [_watched_round(lvlm, batch, words) for _ in range(rounds + 1)][1:])
 
 
 def _by_turns(models, batch_size, tokens, words=8, rounds=5):
     "Times of each model, and of every part the median over rounds of its ratio to the first one's."
+    _check_timing(models, batch_size, tokens, words, rounds)
     batches = {name: _prompt(m, batch_size, tokens) for name, m in models.items()}
     seconds = {name: [] for name in models}
     for _ in range(rounds + 1):
         for name, m in models.items():
-            seconds[name].append(_one_round(m, batches[name], words))
+            seconds[name].append(_watched_round(m, batches[name], words))
     times = {name: _summary(m, batches[name], seconds[name][1:]) for name, m in models.items()}
     first = np.array(next(iter(seconds.values()))[1:])
     for name, rows in seconds.items():
@@ -128,7 +150,9 @@ def compare_times(
     lengths: tuple = (0,),  # Lengths of the prompt, as for `time_lvlm`
     **options: int,  # `words` and `rounds`, as for `time_lvlm`
 ) -> pd.DataFrame:  # Index (model, batch_size, tokens); the times, and '_ratio' of each to the reference's
-    "A sweep over batch sizes and prompt lengths: the models by turns, each beside the first."
+    "A sweep over batch sizes and prompt lengths: the models by turns, each beside the first; ValueError for none."
+    if not models or not batch_sizes or not lengths:
+        raise ValueError('there is nothing to compare: give at least one model, one batch size and one length')
     rows = []
     for batch_size in batch_sizes:
         for tokens in lengths:
@@ -181,7 +205,7 @@ def time_plans(
 
 # %% ../../nbs/efficiency/timing.ipynb #71a30035
 def _product_shares(models, batch_size, tokens, words=2, rounds=5):
-    "Seconds in layer maps, in the head, and in all, of a prompt and of words, a dict a model: medians of turns."
+    "Seconds in layer maps, in the head, and in all, of a prompt and of tokens, a dict a model: medians of turns."
     turns = [[] for _ in models]
     for _ in range(rounds + 1):
         for seen, m in zip(turns, models):
@@ -191,17 +215,17 @@ def _product_shares(models, batch_size, tokens, words=2, rounds=5):
 
 @torch.inference_mode()
 def _one_turn(lvlm, batch, words):
-    "Seconds in layer maps, in the head, and in all, of a prompt and of some words."
+    "Seconds in layer maps, in the head, and in all, of a prompt and of some tokens."
     found = {}
     with product_seconds(lvlm) as spent:
         start = _now(lvlm.device)
         out = lvlm.model(**batch, use_cache=True, logits_to_keep=1)
         found['prefill'] = dict(spent) | dict(all=_now(lvlm.device) - start)
-    word = out.logits[:, -1].argmax(-1, keepdim=True)
+    token = out.logits[:, -1].argmax(-1, keepdim=True)
     with product_seconds(lvlm) as spent:
         start = _now(lvlm.device)
         for _ in range(words):
-            lvlm.model(input_ids=word, past_key_values=out.past_key_values, use_cache=True)
+            lvlm.model(input_ids=token, past_key_values=out.past_key_values, use_cache=True)
         found['decode'] = dict(spent) | dict(all=_now(lvlm.device) - start)
     return {f'{part}_{name}': seconds for part, times in found.items() for name, seconds in times.items()}
 
@@ -258,12 +282,13 @@ def _by_revision(rows):
     return sorted(rows, key=lambda row: row['run']['revision'])
 
 
+@needs_rows('timing')
 def stored_times() -> pd.DataFrame:  # Columns model, method, tokens, batch, device, and the numbers of `time_row`
     "All stored times, a line a row; those of models by turns (revision 2) take the place of earlier ones."
     lines, stored = [], [row for row in read_rows('timing').values() if 'error' not in row]
     places = {(row['run']['model'], row['run']['method'], row['run']['purpose']): row for row in _by_revision(stored)}
     for row in places.values():
-        tokens, batch = (int(word) for word in row['run']['purpose'].replace(',', '').split()[::3])
+        tokens, batch = (int(n) for n in row['run']['purpose'].replace(',', '').split()[::3])
         what = dict(model=row['run']['model'], method=row['run']['method'], tokens=tokens, batch=batch)
         lines.append(what | dict(device=row['env']['device']) | row['metrics'])
     return pd.DataFrame(lines)
@@ -275,9 +300,10 @@ NEAR_SHARE = 0.1  # Largest miss that counts as none, as a share of what was exp
 def _verdict(measured, again, share, outside, maps):
     "Why a measured share of time is or is not the share that was expected."
     miss = measured - share
-    if abs(miss) <= NEAR_SHARE * share:
+    near = [abs(x - share) <= NEAR_SHARE * share for x in (measured, again)]
+    if all(near):
         return 'within'
-    if (again - share) * np.sign(miss) < abs(miss) / 2:
+    if near[0] or (again - share) * np.sign(miss) < abs(miss) / 2:
         return 'noise'
     return 'outside' if outside * np.sign(miss) >= maps * np.sign(miss) else 'maps'
 
@@ -285,7 +311,7 @@ def _verdict(measured, again, share, outside, maps):
 def share_verdicts(
     times: pd.DataFrame,  # Stored times from `stored_times`
 ) -> pd.DataFrame:  # Index (part, model, method, batch); expected, measured, again, outside, maps, verdict
-    """Each measured share of time beside the share of operations (prompt) or bytes (word), and why they differ.
+    """Each measured share of time beside the share of operations (prompt) or bytes (token), and why they differ.
 
     `outside` and `maps` are what the two kinds of time add to the miss, in parts of the original's time."""
     lines = {}
@@ -316,15 +342,16 @@ def published_times() -> pd.DataFrame:  # Columns source, method, removed, time:
     )
 
 # %% ../../nbs/efficiency/timing.ipynb #dcbd736b
+@needs_rows('timing', 'benchmarks')
 def remaining_times() -> pd.DataFrame:  # Columns source, part, method, removed, time
-    "Stored time ratios of a prompt and of a word, on a CPU and on an H200, with the published ones."
+    "Time ratios of a prompt and of a further token: of SmolLM2 on a CPU, of LLaVA-7B on an H200, and as published."
     lines = [published_times().assign(part='prefill')]
     on_gpu = pruning_costs().reset_index()
     for part, column in dict(prefill='read_ratio', decode='word_ratio').items():
         d = on_gpu[['method', 'actual_ratio', column]].set_axis(['method', 'removed', 'time'], axis=1)
         lines.append(d.assign(source='LLaVA-7B, H200', part=part))
         d = stored_times()
-        d = d[d.model.str.startswith('SmolLM')]
+        d = d[d.model == 'SmolLM2-135M']
         d = d.assign(source=[f'SmolLM2, CPU, batch {n}' for n in d.batch], removed=d.actual_ratio, part=part)
         lines.append(d.assign(time=d[f'{part}_ratio'])[['source', 'part', 'method', 'removed', 'time']])
     return pd.concat(lines, ignore_index=True)
@@ -340,7 +367,7 @@ def draw_remaining_times(
     import matplotlib.pyplot as plt
 
     fig, axs = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True)
-    for ax, (part, title) in zip(axs, dict(prefill='read the prompt', decode='each further word').items()):
+    for ax, (part, title) in zip(axs, dict(prefill='read the prompt', decode='each further token').items()):
         d = times[times.part == part]
         for (source, method), rows in d.groupby(['source', 'method']):
             x, y = 100 * (1 - rows.removed), 100 * rows.time

@@ -8,7 +8,7 @@ __all__ = ['PROCESSOR_CLASSES', 'TORCH_DTYPES', 'FEATURE_TYPES', 'named_folder',
            'MissingProcessor', 'load_processor', 'common_dtype', 'check_placement', 'load_lvlm', 'image_text',
            'rgb_image', 'processed_images', 'input_names', 'image_inputs', 'takes_features', 'image_token_mask',
            'generate_greedy', 'eval_mode', 'check_finite', 'check_ids', 'model_inputs', 'answer_loss', 'fingerprint',
-           'model_card', 'source_folders', 'save_lvlm']
+           'model_card', 'source_folders', 'refuse_quantized_copy', 'save_lvlm']
 
 # %% ../../nbs/models/loading.ipynb #37730edf
 import hashlib
@@ -642,6 +642,15 @@ def source_folders(
     return [Path(place) for place in places if place and Path(place).is_dir()]
 
 # %% ../../nbs/models/loading.ipynb #9eeef726
+def refuse_quantized_copy(
+    lvlm: LVLM,  # A model that is to be pruned, saved or quantized
+) -> None:
+    "ValueError for a copy that `quantize` made: it is there to run and to measure."
+    kind = getattr(lvlm.model, 'quantized_by', '')
+    if kind:
+        raise ValueError(f'a copy with {kind} weights is there to run: prune or save the original, quantize afterwards')
+
+
 def save_lvlm(
     lvlm: LVLM,  # Model to save
     folder: str | Path,  # Folder to write; must not exist
@@ -652,7 +661,8 @@ def save_lvlm(
     """Write weights, config, processor, plan and model card into a folder, whole or not at all.
 
     Raises FileExistsError where the folder exists and `force` is not set, ValueError where it is, holds or lies in the
-    folder that the model was loaded from, for weights that count as quantized, and for an unknown layout.
+    folder that the model was loaded from, for weights that count as quantized, for a copy that `quantize` made, and
+    for an unknown layout.
     """
     if not isinstance(folder, (str, Path)) or not str(folder):
         raise ValueError(f'a folder to write is named by a text or a path, not {folder!r}')
@@ -662,7 +672,7 @@ def save_lvlm(
     partial = folder.with_name(folder.name + '.partial')
     for place in (folder, partial):
         refuse_overlap(place, source_folders(lvlm))
-    check_lvlm(lvlm)
+    refuse_quantized_copy(check_lvlm(lvlm))
     dense = all(p.is_floating_point() and p.element_size() > 1 for p in lvlm.model.parameters())
     refuse_quantized(lvlm.config.to_dict(), lvlm.name or 'this model', dense)
     if folder.exists() and not force:

@@ -24,6 +24,12 @@ def _is_renamed(folder):
     return vision.get('model_type') in RENAMED_ENCODERS
 
 
+def _widths_differ(folder):
+    "Do heads or channels differ from layer to layer, by the config of a folder?"
+    config = read_json(Path(folder) / 'config.json')
+    return bool((config.get('text_config') or config).get('per_layer_config'))
+
+
 def _names(file):
     "Names of the tensors in a safetensors file."
     with safe_open(file, 'pt') as tensors:
@@ -32,10 +38,18 @@ def _names(file):
 
 def releases_that_read(
     folder: Path | str,  # A checkpoint folder in the layout of transformers
-) -> str:  # 'any release of transformers 5', or '5.6 and later' with the reason
-    "Which releases of transformers read the vision encoder of a folder, by the names of its weights."
+) -> str:  # 'any release of transformers 5', '5.6 and later', 'none alone' or 'none', with the reason
+    """Which releases of transformers read a folder, by its config and the names of its weights.
+
+    Plain transformers of any release refuses layers of different widths; `load_lvlm` reads them. Where some weights of
+    the vision encoder have new names and others old ones, nothing reads them all."""
     names = [name for file in weight_files(folder) for name in _names(file)]
-    if _is_renamed(folder) and any(_NEW in name and _OLD not in name for name in names):
+    newer = {_OLD not in name for name in names if _NEW in name} if _is_renamed(folder) else set()
+    if len(newer) == 2:
+        return 'none: weights of the vision encoder have new names and old ones'
+    if _widths_differ(folder):
+        return 'none alone, since layers differ in width: `load_lvlm` of lvlm_study is needed'
+    if newer == {True}:
         return "5.6 and later; an older one reads the vision encoder as random numbers: save with layout='older'"
     return 'any release of transformers 5'
 

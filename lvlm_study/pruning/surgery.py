@@ -18,7 +18,7 @@ import torch
 from fastcore.basics import patch
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MistralConfig, PreTrainedConfig, PreTrainedModel
 from ..models.architecture import Architecture, LVLM, check_lvlm, parameter_sizes
-from ..models.loading import heterogeneous_layers, is_heterogeneous
+from ..models.loading import heterogeneous_layers, is_heterogeneous, refuse_quantized_copy
 from ..models.safetensors_files import refuse_quantized
 from .plan import Plan, compose_plans, groups_per_layer, make_plan
 
@@ -390,6 +390,7 @@ def apply_plan(
 
     The plan of the copy is in the numbers of the original, also if `lvlm` was pruned before."""
     plan = check_plan(check_lvlm(lvlm), plan)
+    refuse_quantized_copy(lvlm)
     a = lvlm.architecture
     config = pruned_config(lvlm.config, a, plan)
     model = meta_model(config, type(lvlm.model))

@@ -17,6 +17,7 @@ import shutil
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 import datasets
@@ -29,7 +30,8 @@ from ..data.instruction_data import load_llava_json
 from ..data.plain_benchmarks import plain_instructions
 from ..data.toy_benchmarks import instructions
 from ..efficiency.costs import estimate_cost, estimate_recovery, load_meta, mean_tokens, parse_dtype, take_rows
-from ..efficiency.engines import check_engine, engine_rules, export, export_path
+from ..efficiency.engines import check_engine, check_engine_name, engine_rules, export_files
+from ..efficiency.engines import require_engine
 from ..evaluation.benchmarks import SUITES, open_suite
 from ..evaluation.evaluate import evaluate, question_table, read_records, records_origin, take_per_benchmark
 from ..evaluation.grading import check_rule
@@ -440,6 +442,8 @@ def lvlm_prune(
         disk = next(p for p in Path(out).absolute().parents if p.exists())
         return summary | dict(free_GB=shutil.disk_usage(disk).free / 1e9, would_write=Path(out).name)
     claim_output(out, force)
+    if repair:
+        chosen = replace(chosen, notes=(*chosen.notes, f'The output maps were repaired on {len(rows)} samples.'))
     _write_pruned(model, out, chosen, dtype, force, rows)
     repaired = dict(repaired_on=len(rows)) if repair else {}
     return summary | repaired | dict(written=Path(out).name)
@@ -667,19 +671,26 @@ def lvlm_export(
     original: str = '',  # The unpruned model: with --check, size and time are compared with it
     force: bool = False,  # Replace the file if it exists?
     json: bool = False,  # Print JSON instead of lines
-) -> dict:  # File, megabytes, and what the check found
+) -> dict:  # Files, megabytes of all, notes, and what the check found
     """Write a model as the file that an inference engine reads.
 
     Example: lvlm_export recovered/model --type Q8_0 --check --original tiny-llava"""
+    if original and not check:
+        raise ValueError(f'{original} is compared only where the file is run: say --check as well')
+    if check:
+        require_engine(engine)  # Raises before long work, as the next line does
     if check and original:
-        load_meta(original)  # raises before long work
-    place = Path(out) if out else export_path(folder, engine, type)
-    path = export(folder, engine, type, place, force=force)
-    result = dict(file=path.name, megabytes=round(path.stat().st_size / 1e6, 3), engine=engine)
+        load_meta(original)
+    made = export_files(folder, engine, type, out or None, force=force)
+    path, *beside = made['files']
+    result = dict(file=path.name, megabytes=round(made['megabytes'], 3), engine=check_engine_name(engine)[0])
+    if beside:
+        result |= dict(beside=', '.join(p.name for p in beside))
+    if made['notes']:
+        result |= dict(notes='; '.join(made['notes']))
     if not check:
         return result
-    found = check_engine(folder, engine, type, original or None)
-    return result | found | dict(ok=found['loads'])
+    return result | check_engine(folder, engine, type, original or None, file=path)
 
 # %% ../../nbs/study/cli.ipynb #a7abe1c2
 def parse_shard(

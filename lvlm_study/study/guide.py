@@ -25,7 +25,7 @@ from ..efficiency.costs import pruning_costs
 from ..efficiency.engines import engine_rules
 from ..evaluation.results import PAPER_CRITERION, paper_results
 from ..models.study_models import study_models
-from .settings import CACHE_TOKENS, SETTING_FIELDS, Case, paper_case, published_ratios
+from .settings import CACHE_TOKENS, FAMILY_MODELS, SETTING_FIELDS, Case, paper_case, published_ratios
 from .settings import results_signature
 from .settings import bits_evidence, describe_case, measured_settings, published_settings
 from .settings import repair_evidence, rows_of_checkout, size_words, witness_distances
@@ -174,6 +174,18 @@ def _other_bits(d, settings, distances):
         if len(lines):
             yield lines.assign(interpolated=False)
 
+
+def _others_pruned(case, d, settings, distances):
+    "Lines of pruned models in 8 and 4 bits, for bits that the nearest model has no such rows of."
+    pruned = settings[(settings.method != 'none') & (settings.bits < 16)]
+    for bits in {8, 4} - set(d.bits[d.method != 'none']):
+        near = [m for m in distances.index if ((pruned.model == m) & (pruned.bits == bits)).any()]
+        if near:
+            mine = settings[(settings.model == near[0]) & (settings.bits == bits)]
+            lines = pd.DataFrame(_lines_of(case, mine))
+            source = mine.source.iloc[0]
+            yield lines[(lines.method != 'none')].assign(source=source, model=near[0])
+
 # %% ../../nbs/study/guide.ipynb #9a1de027
 def case_options(
     case: Case,  # Model that advice is wanted for
@@ -182,15 +194,16 @@ def case_options(
     """Everything that rows of the nearest model say could be done with a case, with retention and costs.
 
     `expected` is the retention, at most 100: what recovery on the suite's own kind of question adds beyond the original
-    is not due to pruning. Without rows in 8 bits of the nearest model, those of the unpruned next one stand in, and
-    without any the published one, labeled so."""
+    is not due to pruning. Without rows in 8 or 4 bits of the nearest model, those of the next one that has some stand
+    in, and for the unpruned one without any the published one, labeled so."""
     settings = measured_settings() if source == 'measured' else published_settings()
     distances = witness_distances(case, source)
     if not len(settings) or not len(distances):
         raise ValueError(f'no rows are stored in {results_dir().name}: run the study first')
     nearest = distances.index[0]
     d = pd.DataFrame(_lines_of(case, settings[settings.model == nearest])).assign(source=source, model=nearest)
-    d = pd.concat([d, *_other_bits(d, settings, distances)], ignore_index=True)
+    others = (*_other_bits(d, settings, distances), *_others_pruned(case, d, settings, distances))
+    d = pd.concat([d, *others], ignore_index=True)
     keys = list(zip(d.recipe, d.fraction, d.budget))
     hours = {key: recovery_hours(case, *key) for key in set(keys)}
     d['hours'] = [hours[key] for key in keys]
@@ -338,6 +351,8 @@ def _nearest_budget(d, budget):
         if len(possible):
             found[name] = float(possible.min())
     d = d[~d.method.isin(list(budget.refused)) & d.bits.isin(budget.bits)]
+    d = d[d.time.notna()] if budget.latency is not None else d
+    d = d[d.hours.notna()] if budget.hours is not None else d
     if found or not len(d):
         return found, False
     limits = {name: most for name in columns if (most := getattr(budget, name)) is not None}
@@ -378,12 +393,23 @@ def _retention_text(option):
 _FILE_TYPES = {8: 'Q8_0', 4: 'Q4_0'}  # Bits -> type of the file that `lvlm_export` writes
 
 
+def _export_line(model, bits, engine):
+    "The line that writes a file for an engine, in a list; empty where none is written."
+    engine = (engine or '').lower()
+    if engine in FLOAT32_ENGINES:
+        return [f'lvlm_export {model} --engine {engine.replace(" ", "")}']
+    if engine == 'llama.cpp' or not engine and bits < 16:
+        return [f'lvlm_export {model} --type {_FILE_TYPES.get(bits, "F16")}']
+    return []
+
+
 def option_commands(
     option: pd.Series,  # A line of `case_options`
     name: str,  # The model as the command line knows it
     share: float = 1.0,  # Share of the instruction set that train.json holds
+    engine: str | None = None,  # Engine that the model is for; None: llama.cpp where it has fewer bits
 ) -> list[str]:  # Lines for a shell, in order
-    "The commands that carry a setting out and measure it; for fewer bits, the one that writes a file for llama.cpp."
+    "The commands that carry a setting out and measure it, and the one that writes a file for an engine."
     part = min(1.0, option.fraction / share) if share else 1.0
     is_real = name not in study_models()
     data, suite, large = (' --data train.json', ' --suite nine', ' --large') if is_real else ('', '', '')
@@ -404,8 +430,7 @@ def option_commands(
     first = f'lvlm_evaluate {name}{suite} --records original.parquet'
     last = f'lvlm_evaluate {model}{suite} --records pruned.parquet --base original.parquet'
     lines = [first] if model == name else [first, *lines, last]
-    kind = _FILE_TYPES.get(option.bits)
-    return [*lines, f'lvlm_export {model} --type {kind}'] if kind else lines
+    return [*lines, *_export_line(model, option.bits, engine)]
 
 # %% ../../nbs/study/guide.ipynb #9a1de037
 VERDICTS = dict(
@@ -465,6 +490,17 @@ class Advice:
         return _advice_markdown(self)
 
 # %% ../../nbs/study/guide.ipynb #9a1de039
+def _paper_on_bits(case, option):
+    "The paper's retention of the unpruned model in as many bits, where the case is that model; else an empty dict."
+    d = published_settings()
+    d = d[(d.method == option.method) & (d.method == 'none') & (d.bits == option.bits)]
+    near = witness_distances(case, 'published')
+    own = [m for m in near.index[near.same_type & near.factor.between(0.99, 1.01)] if (d.model == m).any()]
+    lines = d[d.model.isin(own)]
+    return {f'{FAMILY_MODELS[p.model]} (the paper)': dict(retention=p.retention, low=p.low, high=p.high)
+            for p in lines.itertuples()}
+
+
 def _same_setting(case, option, settings):
     "Retention of one setting at one ratio on other models, with its low and high; models without it are left out."
     found = {}
@@ -474,7 +510,10 @@ def _same_setting(case, option, settings):
         mine = settings[settings.model == model]
         for name in SETTING_FIELDS:
             mine = mine[mine[name] == option[name]]
-        if option.method == 'none' or not len(mine):
+        if not len(mine):
+            continue
+        if option.method == 'none':
+            found[model] = mine.iloc[0][['retention', 'low', 'high']].astype(float).to_dict()
             continue
         origin = _origin(settings[settings.model == model].to_dict('records'), option.bits)
         at = _interpolated(mine.to_dict('records'), origin, np.array([option.ratio]))
@@ -485,9 +524,10 @@ def _same_setting(case, option, settings):
 # %% ../../nbs/study/guide.ipynb #9a1de0ab
 def _widened(case, option, settings):
     "(the option with the interval of all models, model -> retention)."
-    if option.source == 'published' or case.name == option.model:
+    is_original = option.method == 'none' and option.bits == 16
+    if option.source == 'published' or case.name == option.model or is_original:
         return option, {}
-    others = _same_setting(case, option, settings)
+    others = _same_setting(case, option, settings) | _paper_on_bits(case, option)
     low = min([option.low, *(o['low'] for o in others.values())])
     high = max([option.high, *(o['high'] for o in others.values())])
     retention = {model: round(o['retention'], 1) for model, o in others.items()}
@@ -554,6 +594,8 @@ def _needs(case, budget, option, options):
             f'The original takes {original:.3g} GiB in 16 bits, more than the limit: ask and score it on a larger '
             'card, or with --device cpu.'
         )
+    if option.bits < 16 and budget.engine and budget.engine.lower() != 'llama.cpp':
+        said.append(f'Fewer bits in {budget.engine} come from its own quantizer; they are counted as in llama.cpp.')
     if str(budget.engine).lower() in FLOAT32_ENGINES:
         said.append(f'Files for {budget.engine} are written in float32, and the memory is counted so.')
     least = options.fraction[options.fraction > 0].min()
@@ -565,11 +607,11 @@ def _needs(case, budget, option, options):
     return said
 
 # %% ../../nbs/study/guide.ipynb #3a1f4dcf
-def _evidence_for(case, option):
+def _evidence_for(case, option, budget):
     "What rows say about fewer bits and about repair, for one choice; None: nothing fits."
     if option is not None and option.ratio == 0 and option.bits == 16:
         return ()
-    found = [*bits_evidence(case, 8), *bits_evidence(case, 4)]
+    found = [e for bits in (8, 4) if bits in budget.bits for e in bits_evidence(case, bits)]
     if option is not None and option.ratio > 0:
         found += _near_and_real(repair_evidence(case, option.method, option.ratio), option.model)
     return tuple(found)
@@ -600,7 +642,7 @@ def _read_budget(case, memory, latency, hours, data, engine):
     "The limits, each checked."
     hint = ': divide your limit by the time that the unpruned model takes'
     limits = (
-        _checked('memory', memory),
+        _checked('memory', memory, hint=', in GiB'),
         _checked('latency', latency, 1, hint=hint),
         _checked('hours', hours, zero=True),
     )
@@ -620,6 +662,7 @@ def recommend(
 ) -> Advice:
     """What to do with one model and one budget: of all that fits and is within the noise of the best, the least work.
 
+    The best never gets worse when a limit is eased; what is advised may by less than the noise, to save work.
     Every number is computed from stored rows. ValueError or FileNotFoundError, in a sentence, for a model or a limit
     that cannot be; a budget that nothing fits gives an answer with the nearest possible one."""
     if source not in ('measured', 'published'):
@@ -634,7 +677,7 @@ def recommend(
     if budget.fits(options).any():
         return _answer(case, budget, options, published, _assumed(case, data, hours, source))
     nearest, together = _nearest_budget(options, budget)
-    found = ({}, '', _evidence_for(case, None), _refusals(budget), nearest, ())
+    found = ({}, '', _evidence_for(case, None, budget), _refusals(budget), nearest, ())
     return Advice(case, 'nothing', None, None, published, *found, together=together)
 
 
@@ -656,7 +699,7 @@ def _assumed(case, data, hours, source):
     said = ["the numbers are the paper's"] if source == 'published' else []
     if data is None:
         said.append(f'all {case.samples:,} samples of its instruction set are at hand')
-    if hours is None:
+    if hours is None and data != 0:
         said.append('training may take as long as it needs')
     return '; '.join(said)
 
@@ -695,8 +738,9 @@ def _answer(case, budget, options, published, assumed):
         cheaper, elsewhere = _widened(case, cheaper, others)
     advised = best if cheaper is None else cheaper
     said = (*_unknowns(case, budget, advised, options), *_refusals(budget))
-    commands = tuple(option_commands(advised, case.name, budget.data if budget.samples else 1.0))
-    found = (_distance_sentence(case, advised), _evidence_for(case, best), said, {}, commands)
+    part = budget.data if budget.samples else 1.0
+    commands = tuple(option_commands(advised, case.name, part, budget.engine))
+    found = (_distance_sentence(case, advised), _evidence_for(case, best, budget), said, {}, commands)
     needs, missed = tuple(_needs(case, budget, advised, options)), _near_misses(case, budget, options, advised)
     verdict = _verdict(best, advised)
     told = (budget.samples, needs, missed, assumed)
@@ -709,10 +753,20 @@ _NEAREST_UNITS = dict(
 )
 
 
+def _rounded_up(name, value):
+    "A limit as it is printed, never below what is needed."
+    if value <= 0:
+        return 0.0
+    digits = dict(latency=2, data=4).get(name)
+    step = 10.0**-digits if digits else 10.0 ** (math.floor(math.log10(value)) - (3 if name == 'memory' else 2))
+    return math.ceil(value / step - 1e-9) * step
+
+
 def _nearest_text(nearest, together=False):
     "The nearest possible budgets in words."
     joined = ', and ' if together else ', or '
-    text = joined.join(f'at least {_NEAREST_UNITS[name].format(value)}' for name, value in nearest.items())
+    up = {name: _rounded_up(name, value) for name, value in nearest.items()}
+    text = joined.join(f'at least {_NEAREST_UNITS[name].format(value)}' for name, value in up.items())
     return f'{text}, all at once' if together and len(nearest) > 1 else text
 
 
@@ -730,9 +784,11 @@ def _evidence_texts(found):
     "The sentences of the two models nearest in size, and how many of the others agree with the first."
     texts, rest = [e.text for e in found[:2]], found[2:]
     if rest:
-        agree = [e.model for e in rest if e.wins == found[0].wins]
-        names = f' ({", ".join(agree)})' if agree else ''
-        texts.append(f'Of {len(rest)} others, {len(agree)} agree{names}.')
+        word = {e.model: 'the same' if e.same else 'ahead' if e.wins else 'behind' for e in rest}
+        what = found[0].question.replace(' or pruning', ' alone').replace(' or not', '')
+        counts = {w: [m for m in word if word[m] == w] for w in ('ahead', 'the same', 'behind')}
+        said = [f'{w} on {", ".join(models)}' for w, models in counts.items() if models]
+        texts.append(f'{what[0].upper()}{what[1:]} elsewhere: {"; ".join(said)}.')
     return texts
 
 
@@ -742,7 +798,8 @@ def advice_lines(
     "An answer as labeled lines."
     a, c = advice, advice.advised
     if c is None:
-        lines = {'nearest possible': _nearest_text(a.nearest, a.together) or 'none'}
+        none = 'none: what such an engine takes was not timed, so leave out the limit on time or the engine'
+        lines = {'nearest possible': _nearest_text(a.nearest, a.together) or none}
     else:
         training = 'unknown hours' if math.isnan(c.hours) else f'{c.hours:.3g} hours'
         time = '' if math.isnan(c.time) else f', {c.time:.0%} of the time to the first word'
@@ -764,7 +821,9 @@ def advice_lines(
         best = f'{describe_option(a.choice)}: {_retention_text(a.choice)} ({_evidence(a.choice)}, of {a.choice.model})'
         lines['highest number, within noise'] = best
     if a.published is not None:
-        between = ', read off between its neighbors' * bool(a.published.interpolated)
+        between = f', for {FAMILY_MODELS[a.published.model]}'
+        between += ', read off between its neighbors' * bool(a.published.interpolated)
+        between += f'; it has no model in {c.bits} bits' if c is not None and c.bits == 4 else ''
         lines["the paper's numbers"] = f'{describe_option(a.published)}: {_retention_text(a.published)}{between}'
     if a.missed:
         lines['just outside'] = ' '.join(a.missed)

@@ -275,7 +275,9 @@ _MARK = '<meta name="generator" content="lvlm_study report">'  # Tells a report 
 def _plan_part(plan):
     "Heading, picture and numbers of a plan."
     lines = ''.join(f'<tr><td>{html.escape(k)}</td><td>{html.escape(v)}</td></tr>' for k, v in plan.summary().items())
-    return f'<h2>What was removed</h2>{plan_svg(plan)}<div class="scroll"><table class="words">{lines}</table></div>'
+    notes = ''.join(f'<p>{html.escape(note)}</p>' for note in plan.notes)
+    table = f'<div class="scroll"><table class="words">{lines}</table></div>'
+    return f'<h2>What was removed</h2>{plan_svg(plan)}{table}{notes}'
 
 # %% ../../nbs/study/html_report.ipynb #9a1d10a3
 def _curve_part(curves):
@@ -390,7 +392,8 @@ def _score_notes(tables, found):
     yield f'Left: the score of {mine} in percent of the score of {name}.'
     if _asked_alike(last, base):
         yield (
-            f'Interval: the same questions drawn again {DRAWS} times for both (paired bootstrap, 95 %). '
+            f'Interval: the same questions drawn again {DRAWS} times for both (paired bootstrap, 95 %); '
+            "where no draw moves a value, the two scores' own intervals. "
             'It says nothing of another pruning or training, and one interval in twenty misses by luck.'
         )
         yield 'Within noise: the interval holds 100, so these questions show neither a loss nor a gain.'
@@ -579,15 +582,15 @@ def _after_evaluation(o, result):
     return shell_line('lvlm_score', o['model'], 'scores')
 
 
-def _after_recovery(o):
-    "After recovery: ask the questions, beside the original's answers where they lie here under the usual name."
+def _ask_again(model, records):
+    "Ask a smaller model the questions, beside the original's answers where they lie here under the usual name."
     base, asked = ('original.parquet' if Path('original.parquet').is_file() else ''), {}
     try:
         asked = records_origin(base).get('asked') or {} if base else {}
     except ValueError:
         base = ''  # Somebody else's file of that name
     asked = _same(asked, ('suite', 'rule', 'limit'), suite='small', rule='published', limit=0)
-    return shell_line('lvlm_evaluate', f'{o["out"]}/model', records='recovered.parquet', base=base, **asked)
+    return shell_line('lvlm_evaluate', model, records=records, base=base, **asked)
 
 
 def _after_doctor(o, result):
@@ -595,8 +598,9 @@ def _after_doctor(o, result):
     if not result.get('ok'):
         return ''
     takes = {e['engine']: e['takes'] for e in result.get('engines', ())}
-    if takes.get('llama.cpp') == 'yes':
-        return shell_line('lvlm_export', o['folder'], type='Q8_0', check=True)
+    if takes.get('llama.cpp') == 'yes' and Path(o['folder']).is_dir():
+        is_there = (Path(o['folder']) / 'model-Q8_0.gguf').exists()
+        return '' if is_there else shell_line('lvlm_export', o['folder'], type='Q8_0')
     return shell_line('lvlm_evaluate', o['folder'], records='examined.parquet')
 
 # %% ../../nbs/study/html_report.ipynb #9a1d10a5
@@ -611,11 +615,13 @@ def next_command(
     if command == 'lvlm_score':
         repair = 'note' not in result  # Says that its layers cannot be repaired
         return shell_line('lvlm_prune', o['model'], 'pruned', scores=o['out'], ratio=0.3, repair=repair, **samples)
+    if command == 'lvlm_prune' and o.get('repair'):
+        return _ask_again(o['out'], f'{Path(o["out"]).name}.parquet')
     if command == 'lvlm_prune':
-        from_original = dict(teacher=o['model'], recipe='sft+hidden')
+        from_original = dict(teacher=o['model'], recipe='sft+hidden', large=result.get('parameters', 0) > 5e8)
         return shell_line('lvlm_recover', o['out'], 'recovered', **from_original, **samples)
     if command == 'lvlm_recover':
-        return _after_recovery(o)
+        return _ask_again(f'{o["out"]}/model', 'recovered.parquet')
     if command == 'lvlm_evaluate':
         return _after_evaluation(o, result)
     if command == 'lvlm_doctor':

@@ -14,7 +14,7 @@ import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
@@ -219,16 +219,22 @@ class Case:
     def weights(
         self,
         ratio: float,  # Share of the LM's parameters that is removed
-        bits: int = 16,  # Bits of a weight of a decoder layer; all other weights keep 16
+        bits: int = 16,  # Bits of a weight of a decoder layer: 16, 8 or 4
     ) -> float:  # GiB (2**30 bytes)
-        "Weights of the pruned model; numpy arrays of ratios and bits work as well."
+        """Weights of the pruned model; numpy arrays of ratios and bits work as well.
+
+        In 8 and 4 bits they are those of the file that `lvlm_export` writes: half a bit more for the scales, and the
+        embeddings and the head in 8 bits; the vision encoder and the projector stay in 16."""
+        bits, fewer = np.asarray(bits), np.asarray(bits) < 16
         stays = self.layer_parameters - ratio * self.lm_parameters
-        return (2 * (self.parameters - self.layer_parameters) + bits / 8 * stays) / 2**30
+        words, vision = self.lm_parameters - self.layer_parameters, self.parameters - self.lm_parameters
+        in_layers, in_words = np.where(fewer, bits + 0.5, 16), np.where(fewer, 8.5, 16)
+        return (in_layers / 8 * stays + in_words / 8 * words + 2 * vision) / 2**30
 
     def memory(
         self,
         ratio: float,  # Share of the LM's parameters that is removed
-        bits: int = 16,  # Bits of a weight of a decoder layer; all other weights keep 16
+        bits: int = 16,  # Bits of a weight of a decoder layer: 16, 8 or 4
     ) -> float:  # GiB (2**30 bytes)
         "Weights of the pruned model and its cache of `CACHE_TOKENS` tokens; arrays work as well."
         stays = 1 - ratio * self.lm_parameters / self.layer_parameters
@@ -250,6 +256,8 @@ def _read_config(model):
         return str(model), AutoConfig.from_pretrained(STUDY_MODELS_FOLDER / str(model))
     if Path(model).is_dir() and original_layout(model) is None and (Path(model) / 'config.json').exists():
         return str(model), AutoConfig.from_pretrained(model)
+    if Path(model).is_absolute() and not Path(model).is_dir():
+        raise FileNotFoundError(f'{model} is no model: there is no such folder')
     if Path(model).is_dir() or '/' in str(model):
         return str(model), load_meta(model).config
     names = ', '.join([*study_models(), *PAPER_MODELS])
@@ -366,6 +374,7 @@ class Evidence:
     wins: bool  # Are fewer bits, or the repaired model, better there?
     runs: int  # Draws behind the weaker side; fewer than three are no finding
     rows: tuple  # Keys of the rows, or tables of the paper
+    same: bool = False  # Are both sides the same within the noise?
 
 
 def size_words(
@@ -378,11 +387,12 @@ def size_words(
     return f'{times:,.0f} times {"smaller" if factor > 1 else "larger"}' if times >= 1.5 else 'of about this size'
 
 
-def _measured_on(line, factor, runs):
+def _measured_on(line, case, runs):
     "The model of some rows, how far it is, and on how few draws they stand."
     kind = ', a language model alone' * bool(line.alone)
-    seeds = 'the paper names no seeds' if line.published else 'one seed' if runs < 3 else f'{runs} seeds'
-    return f'{line.model}{kind}, {size_words(factor)}, {seeds}'
+    seeds = 'the paper names no seeds' if line.published else 'one seed' if runs == 1 else f'{runs} seeds'
+    far = 'this very model' if line.model == case.name else size_words(float(line.factor))
+    return f'{line.model}{kind}, {far}, {seeds}'
 
 # %% ../../nbs/study/settings.ipynb #eaacad3f
 def _of_known_size(d, known):
@@ -445,17 +455,17 @@ def bits_evidence(
         noise = not small.alone and small.high >= best.low and best.high >= small.low
         word = f'{bits} bits alone are better' if wins else 'Pruning is better'
         text += 'Both are the same within the noise' if noise else word
-        text += f' there ({_measured_on(small, small.factor, runs)}).'
+        text += f' there ({_measured_on(small, case, runs)}).'
         rows = tuple(f'{small.rows} {best.rows}'.split())
-        found.append(
-            Evidence(f'{bits} bits or pruning', text, model, float(small.factor), bool(small.alone), wins, runs, rows)
-        )
-    return sorted(found, key=_by_size)
+        about = (model, float(small.factor), bool(small.alone), wins, runs, rows, bool(noise))
+        found.append(Evidence(f'{bits} bits or pruning', text, *about))
+    return sorted(found, key=partial(_by_size, case))
 
 
-def _by_size(evidence):
-    "Sorts the nearest in size first."
-    return math.inf if math.isnan(evidence.factor) else abs(math.log(evidence.factor))
+def _by_size(case, evidence):
+    "Sorts the model itself first, then the nearest in size."
+    far = math.inf if math.isnan(evidence.factor) else abs(math.log(evidence.factor))
+    return evidence.model != case.name, far
 
 # %% ../../nbs/study/settings.ipynb #b010c759
 def _repair_pair(mine, method, ratio):
@@ -488,8 +498,8 @@ def repair_evidence(
         word = 'the same within the noise' if noise else 'repair pays' if wins else 'repair does harm'
         what = f'{100 * repaired.ratio:.0f} % removed as {"layers" if method == "layer" else "widths"}'
         text = f'{what}: {repaired.words} repaired, {plain.words} without; {word} there '
-        text += f'({_measured_on(repaired, repaired.factor, runs)}).'
+        text += f'({_measured_on(repaired, case, runs)}).'
         rows = tuple(f'{plain.rows} {repaired.rows}'.split())
         factor, alone = float(repaired.factor), bool(plain.alone)
-        found.append(Evidence('repair or not', text, model, factor, alone, wins, runs, rows))
-    return sorted(found, key=_by_size)
+        found.append(Evidence('repair or not', text, model, factor, alone, wins, runs, rows, bool(noise)))
+    return sorted(found, key=partial(_by_size, case))

@@ -1,0 +1,149 @@
+"Budgets, stored times and shares of time: what can be compared, and what is refused in one sentence."
+
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+import pandas as pd
+import pytest
+from lvlm_study.core.store import needs_rows, temporary_results
+from lvlm_study.efficiency.budget import budget_options, draw_budget, quality_cells, rival_of, show_budget, what_fits
+from lvlm_study.efficiency.costs import pruning_costs
+from lvlm_study.efficiency.quantization import quantization_results
+from lvlm_study.efficiency.timing import NEAR_SHARE, compare_times, remaining_times, share_verdicts, stored_times
+from lvlm_study.efficiency.timing import time_lvlm
+from lvlm_study.models.loading import load_lvlm
+from lvlm_study.pruning.plan import Plan
+from lvlm_study.pruning.surgery import apply_plan
+
+
+@pytest.fixture(scope='module')
+def options():
+    return budget_options()
+
+
+@pytest.fixture(scope='module')
+def lvlm():
+    return load_lvlm('tiny-gqa')
+
+
+def test_a_budget_takes_what_fits(options):
+    fit = what_fits(options, 150, 0.8, 'Q8_0')
+    assert len(fit) and (fit.file_MB <= 150).all() and (fit.token_time <= 0.8).all() and set(fit.kind) == {'Q8_0'}
+    everything = what_fits(options, 150)
+    assert set(everything.kind) == {'Q8_0', 'Q4_0'} and {'none', 'layer', 'width'} == set(everything.method)
+    assert len(what_fits(options, 1e6)) == len(options) and not len(what_fits(options, 1))
+
+
+def test_a_whole_model_is_left_out_where_its_share_is_too_large():
+    "The time of a whole model is a number of the table, not a rule: were it smaller, it would fit."
+    numbers = [('none', 0.7, 2), ('layer', 0.9, 3)]
+    lines = [dict(method=m, kind='Q8_0', file_MB=10, token_time=t, near=n) for m, t, n in numbers]
+    assert what_fits(pd.DataFrame(lines), 20, 0.8).method.tolist() == ['none']
+
+
+def test_times_of_two_types_are_not_compared(options):
+    with pytest.raises(ValueError, match='a wish for time needs one of F16, Q4_0, Q8_0'):
+        what_fits(options, 150, 0.8)
+    assert (options[options.method == 'none'].token_time == 1).all()
+    assert options.seeds.max() == 3
+
+
+def test_the_picture_marks_single_draws(options):
+    best = what_fits(options, 150, 0.8, 'Q8_0').head(3)
+    few = options.assign(seeds=1)
+    for table, marked in ((options, (best.seeds < 3).sum()), (few, 3)):
+        title = draw_budget(table, 150, 0.8, 'Q8_0').axes[0].get_title(loc='left')
+        assert 'of the whole Q8_0 model' in title and title.count('draw') == marked
+
+
+BUDGET_ERRORS = {
+    'text': (lambda o: what_fits(o, '150'), 'a size and a share above 0'),
+    'nan': (lambda o: what_fits(o, math.nan), 'a size and a share above 0'),
+    'negative': (lambda o: what_fits(o, -1), 'a size and a share above 0'),
+    'bool': (lambda o: what_fits(o, 150, True), 'a size and a share above 0'),
+    'type': (lambda o: what_fits(o, 150, 0.8, 'int3'), "not 'int3'"),
+    'model': (lambda o: budget_options('foo'), "is of 'foo'"),
+    'engine': (lambda o: show_budget(150, 0.8, 'vllm'), "engine 'vllm', only of llama.cpp"),
+    'text of rival': (lambda o: rival_of(quality_cells(), 150, 'mid'), "not 'mid'"),
+}
+
+
+@pytest.mark.parametrize('case', BUDGET_ERRORS)
+def test_budgets_are_refused_in_a_sentence(options, case):
+    call, says = BUDGET_ERRORS[case]
+    with pytest.raises(ValueError, match=says) as e:
+        call(options)
+    assert '\n' not in str(e.value)
+
+
+TIMING_ERRORS = {
+    'batch': (lambda m: time_lvlm(m, batch_size=0), 'batch_size is a whole number from 1'),
+    'words': (lambda m: time_lvlm(m, words=0), 'words is a whole number from 1'),
+    'rounds': (lambda m: time_lvlm(m, rounds=0), 'rounds is a whole number from 1'),
+    'tokens': (lambda m: time_lvlm(m, tokens='a'), 'tokens is a whole number from 0'),
+    'name': (lambda m: time_lvlm('tiny-gqa'), 'a model is loaded first'),
+    'none': (lambda m: compare_times({}), 'nothing to compare'),
+    'no batch': (lambda m: compare_times(dict(a=m), ()), 'nothing to compare'),
+    'no dict': (lambda m: compare_times([m]), 'a dict of name -> model'),
+    'name in dict': (lambda m: compare_times(dict(a='tiny-gqa')), 'a model is loaded first'),
+    'no rounds': (lambda m: compare_times(dict(a=m), rounds=0), 'rounds is a whole number from 1'),
+}
+
+
+@pytest.mark.parametrize('case', TIMING_ERRORS)
+def test_timers_refuse_in_a_sentence(lvlm, case):
+    call, says = TIMING_ERRORS[case]
+    with pytest.raises(ValueError, match=says) as e:
+        call(lvlm)
+    assert '\n' not in str(e.value)
+
+
+def test_memory_tells_models_apart(lvlm):
+    times = compare_times(dict(whole=lvlm, half=apply_plan(lvlm, Plan.of(lvlm, range(6)))), words=1, rounds=1)
+    weights = times.weights_megabytes.tolist()
+    assert weights[0] == sum(p.numel() * 4 for p in lvlm.model.parameters()) / 1e6 > weights[1]
+    assert {'tokens_per_second', 'decode_ratio'} <= set(times) and 'peak_megabytes' not in times
+
+
+def test_within_means_both_measurements():
+    found = share_verdicts(stored_times())
+    near = (found[['measured', 'again']].sub(found.expected, axis=0).abs()).le(NEAR_SHARE * found.expected, axis=0)
+    assert ((found.verdict == 'within') == near.all(axis=1)).all()
+    assert found.verdict['decode', 'tiny-llava', 'layer', 16] == 'noise'
+
+
+def test_who_is_faster_by_published_and_measured():
+    d = remaining_times()
+    d = d.assign(removed=d.removed.round(1).where(d.source.str.contains(','), d.removed))
+    pairs = d.pivot(index=['part', 'source', 'removed'], columns='method', values='time')
+    slower = pairs[pairs.layer >= pairs.width].reset_index()
+    assert len(pairs) == 20 and slower.source.tolist() == ['SmolLM2, CPU, batch 1'] * 2
+
+
+READERS = [quality_cells, budget_options, pruning_costs, remaining_times, quantization_results]
+
+
+@pytest.mark.parametrize('reader', READERS)
+def test_without_rows_one_sentence_says_so(reader):
+    with temporary_results(), pytest.raises(ValueError, match='no stored rows of .*LVLM_RESULTS names their folder'):
+        reader()
+
+
+def test_outside_the_checkout_its_own_rows_are_read(tmp_path):
+    code = """from lvlm_study.efficiency.budget import budget_options
+from lvlm_study.efficiency.costs import pruning_costs
+from lvlm_study.efficiency.timing import remaining_times
+assert len(budget_options()) and len(pruning_costs()) and len(remaining_times())"""
+    done = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-500:]
+
+
+def test_rows_are_lent_for_the_time_of_a_call(tmp_path, monkeypatch):
+    monkeypatch.delenv('LVLM_RESULTS', raising=False)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'nbs' / 'results').mkdir(parents=True)
+    with needs_rows('engines'):
+        assert (Path(os.environ['LVLM_RESULTS']) / 'engines.jsonl').exists()
+    assert 'LVLM_RESULTS' not in os.environ
