@@ -189,6 +189,10 @@ def plot_damage(
     axs[0].axhline(0, color='#999999', lw=0.7)
     axs[0].set(xlabel='target ratio in %', ylabel='left of what is above chance in %', title='right answers')
     axs[1].set(xlabel='target ratio in %', ylabel='times the perplexity of the whole', yscale='log', title='language')
+    axs[1].yaxis.set_minor_formatter('')
+    axs[1].set_yticks(ticks := [1, 2, 5, 10, 100, 1000], [f'{t:,}' for t in ticks])
+    axs[1].set_ylim(1, max(10, axs[1].get_ylim()[1]))
     for ax in axs:
+        ax.set(xticks=sorted({100 * float(ratio) for _, ratio in damage.index}), xlim=(5, 65))
         ax.legend(fontsize=7)
     return axs
