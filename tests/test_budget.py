@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from lvlm_study.core.store import needs_rows, temporary_results
 from lvlm_study.efficiency.budget import budget_options, draw_budget, quality_cells, rival_of, show_budget, what_fits
-from lvlm_study.efficiency.costs import pruning_costs
+from lvlm_study.efficiency.costs import kv_cache_bytes, pruning_costs
 from lvlm_study.efficiency.quantization import quantization_results
 from lvlm_study.efficiency.timing import NEAR_SHARE, compare_times, remaining_times, share_verdicts, stored_times
 from lvlm_study.efficiency.timing import time_lvlm
@@ -70,12 +70,16 @@ BUDGET_ERRORS = {
 }
 
 
+def refused_in_a_sentence(call, given, says):
+    with pytest.raises(ValueError, match=says) as e:
+        call(given)
+    return '\n' not in str(e.value)
+
+
 @pytest.mark.parametrize('case', BUDGET_ERRORS)
 def test_budgets_are_refused_in_a_sentence(options, case):
     call, says = BUDGET_ERRORS[case]
-    with pytest.raises(ValueError, match=says) as e:
-        call(options)
-    assert '\n' not in str(e.value)
+    assert refused_in_a_sentence(call, options, says)
 
 
 TIMING_ERRORS = {
@@ -95,31 +99,39 @@ TIMING_ERRORS = {
 @pytest.mark.parametrize('case', TIMING_ERRORS)
 def test_timers_refuse_in_a_sentence(lvlm, case):
     call, says = TIMING_ERRORS[case]
-    with pytest.raises(ValueError, match=says) as e:
-        call(lvlm)
-    assert '\n' not in str(e.value)
+    assert refused_in_a_sentence(call, lvlm, says)
 
 
 def test_memory_tells_models_apart(lvlm):
     times = compare_times(dict(whole=lvlm, half=apply_plan(lvlm, Plan.of(lvlm, range(6)))), words=1, rounds=1)
     weights = times.weights_megabytes.tolist()
     assert weights[0] == sum(p.numel() * 4 for p in lvlm.model.parameters()) / 1e6 > weights[1]
-    assert {'tokens_per_second', 'decode_ratio'} <= set(times) and 'peak_megabytes' not in times
+    assert {'tokens_per_second', 'decode_ratio'} <= set(times)
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='the kernel counts the peak on Linux')
+def test_the_peak_holds_weights_and_what_a_prompt_needs(lvlm):
+    "More and longer prompts need more beside the same weights, at least the cache of keys and values."
+    few, many = (time_lvlm(lvlm, n, tokens, words=1, rounds=1) for n, tokens in ((1, 128), (8, 256)))
+    assert few['weights_megabytes'] == many['weights_megabytes'] < few['peak_megabytes'] < many['peak_megabytes']
+    cache = kv_cache_bytes(lvlm.config, 256, 8, 4) / 1e6
+    assert many['peak_megabytes'] - many['weights_megabytes'] >= cache
+    times = compare_times(dict(whole=lvlm, half=apply_plan(lvlm, Plan.of(lvlm, range(6)))), (8,), (256,), rounds=1)
+    assert times.peak_ratio['whole'].item() == 1 > times.peak_ratio['half'].item() > 0
 
 
 def test_within_means_both_measurements():
     found = share_verdicts(stored_times())
     near = (found[['measured', 'again']].sub(found.expected, axis=0).abs()).le(NEAR_SHARE * found.expected, axis=0)
     assert ((found.verdict == 'within') == near.all(axis=1)).all()
-    assert found.verdict['decode', 'tiny-llava', 'layer', 16] == 'noise'
+    assert (found.verdict[near.measured & ~near.again] == 'noise').all() and (found.verdict == 'noise').any()
 
 
 def test_who_is_faster_by_published_and_measured():
     d = remaining_times()
     d = d.assign(removed=d.removed.round(1).where(d.source.str.contains(','), d.removed))
     pairs = d.pivot(index=['part', 'source', 'removed'], columns='method', values='time')
-    slower = pairs[pairs.layer >= pairs.width].reset_index()
-    assert len(pairs) == 20 and slower.source.tolist() == ['SmolLM2, CPU, batch 1'] * 2
+    assert len(pairs) == 20 and (pairs.layer < pairs.width).all()
 
 
 READERS = [quality_cells, budget_options, pruning_costs, remaining_times, quantization_results]
@@ -133,7 +145,7 @@ def test_without_rows_one_sentence_says_so(reader):
 
 def test_outside_the_checkout_its_own_rows_are_read(tmp_path):
     code = """from lvlm_study.efficiency.budget import budget_options
-from lvlm_study.efficiency.costs import pruning_costs
+from lvlm_study.efficiency.costs import kv_cache_bytes, pruning_costs
 from lvlm_study.efficiency.timing import remaining_times
 assert len(budget_options()) and len(pruning_costs()) and len(remaining_times())"""
     done = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True)

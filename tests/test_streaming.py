@@ -185,7 +185,8 @@ def run_and_kill(src, dst, plan, after, begun=None):
 
 
 @pytest.mark.skipif(not hasattr(os, 'fork'), reason='needs os.fork')
-def test_killed_at_fifty_moments_it_is_absent_or_complete(models, folders, tmp_path):
+@pytest.mark.parametrize('moments', [16, pytest.param(50, marks=pytest.mark.slow)])
+def test_killed_at_any_moment_it_is_absent_or_complete(models, folders, tmp_path, moments):
     src, plan, rng = folders / 'mha' / 'many', plan_for(models['mha'], 'widths'), random.Random(0)
 
     def pruned(dst, **kw):
@@ -195,7 +196,7 @@ def test_killed_at_fifty_moments_it_is_absent_or_complete(models, folders, tmp_p
     whole, took = pruned(tmp_path / 'whole')
     dst, part = tmp_path / 'dst', tmp_path / 'dst.partial'
     killed = begun = 0
-    for i in range(50):  # every second moment counts from where the folder is begun: a busy machine begins late
+    for i in range(moments):  # every second moment counts from where the folder is begun: a busy machine begins late
         killed += run_and_kill(
             src, dst, plan, rng.uniform(0, 0.12 * took if i % 2 else 3 * took), part if i % 2 else None
         )
@@ -204,7 +205,7 @@ def test_killed_at_fifty_moments_it_is_absent_or_complete(models, folders, tmp_p
         again, took = pruned(dst, force=True)
         assert again == whole and not part.exists()
         shutil.rmtree(dst)
-    assert killed > 10 and begun > 3, (
+    assert killed > moments / 5 and begun > moments / 20, (
         f'{killed} killed, {begun} of them after the folder was begun: the moments are badly spread'
     )
 

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from IPython.display import HTML
-from ..core.store import load_results, read_rows, results_dir
+from ..core.store import load_results, needs_rows, read_rows, results_dir
 from ..efficiency.costs import pruning_costs
 from ..evaluation.results import BENCHMARK_ORDER, PAPER_FAMILIES
 from .guide import option_commands
 from ..models.study_models import study_models
-from .settings import describe_case, published_settings, rows_of_checkout, stored_runs
+from .settings import describe_case, published_settings, stored_runs
 from .html_report import spider_svg
 
 # %% ../../nbs/study/explorer.ipynb #9a1e0006
@@ -220,7 +220,7 @@ def _position(rows, position):
     return numbers | words | dict(abilities=abilities, published=published, stays=stays)
 
 # %% ../../nbs/study/explorer.ipynb #9a1e00a0
-@rows_of_checkout()
+@needs_rows()
 def explorer_card(
     model: str,  # Name of a study model
     method: str = 'layer',  # 'layer' or 'width'
@@ -262,7 +262,7 @@ def _rows_at(count):
     return explorer_rows()
 
 # %% ../../nbs/study/explorer.ipynb #9a1e0019
-@rows_of_checkout()
+@needs_rows()
 def explorer() -> Any:  # An `ipywidgets.interactive`, which shows itself in a notebook
     "The card under controls; a combination that was not run is said to be so."
     from ipywidgets import Checkbox, Dropdown, SelectionSlider, interactive
@@ -384,7 +384,7 @@ _KNOBS = """<div class="knobs">
 <p><button type="button">copy</button></p><pre tabindex="0" aria-label="commands"></pre>"""
 
 # %% ../../nbs/study/explorer.ipynb #9a1e00a5
-@rows_of_checkout()
+@needs_rows()
 def explorer_data() -> dict:  # 'names' of the benchmarks, 'rows' as lists, 'times', and 'stays': layers as 0 and 1
     "All positions of the explorer as plain data, for the page."
     rows, data, stays, times = explorer_rows(), [], {}, {}

@@ -190,8 +190,10 @@ def plot_damage(
     axs[0].set(xlabel='target ratio in %', ylabel='left of what is above chance in %', title='right answers')
     axs[1].set(xlabel='target ratio in %', ylabel='times the perplexity of the whole', yscale='log', title='language')
     axs[1].yaxis.set_minor_formatter('')
-    axs[1].set_yticks(ticks := [1, 2, 5, 10, 100, 1000], [f'{t:,}' for t in ticks])
-    axs[1].set_ylim(1, max(10, axs[1].get_ylim()[1]))
+    top = max(10, axs[1].get_ylim()[1])
+    ticks = [t for t in (1, 2, 5, 10, 100, 1000) if t <= top]
+    axs[1].set_yticks(ticks, [f'{t:,}' for t in ticks])
+    axs[1].set_ylim(1, top)
     for ax in axs:
         ax.set(xticks=sorted({100 * float(ratio) for _, ratio in damage.index}), xlim=(5, 65))
         ax.legend(fontsize=7)

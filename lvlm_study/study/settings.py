@@ -4,25 +4,23 @@
 
 # %% auto #0
 __all__ = ['SETTING_FIELDS', 'SIZE_METRICS', 'RESULT_FILES', 'TYPE_BITS', 'FAMILY_MODELS', 'READING_ERROR', 'INSTRUCTION_SAMPLES',
-           'CACHE_TOKENS', 'LIKE_LLAMA', 'LANGUAGE_METRICS', 'LANGUAGE_NAMES', 'MORE_BYTES', 'rows_of_checkout',
+           'CACHE_TOKENS', 'FILE_TYPES', 'LIKE_LLAMA', 'LANGUAGE_METRICS', 'LANGUAGE_NAMES', 'MORE_BYTES',
            'results_signature', 'stored_runs', 'measured_settings', 'paper_case', 'published_ratios',
            'published_settings', 'Case', 'describe_case', 'witness_distances', 'language_settings', 'Evidence',
            'size_words', 'bits_evidence', 'repair_evidence']
 
 # %% ../../nbs/study/settings.ipynb #238afcc8
 import math
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import lru_cache, partial
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
 import pandas as pd
 from transformers import AutoConfig, PreTrainedConfig
-from ..core.store import PACKAGE_FOLDER, load_results, repository_folder, results_dir
+from ..core.store import load_results, results_dir
 from ..data.toy_benchmarks import SET_SIZES
 from ..efficiency.costs import config_parameters, kv_cache_bytes, load_meta
+from ..efficiency.gguf_files import GGUF_TYPES
 from ..evaluation.results import BENCHMARK_ORDER, PAPER_CRITERION, paper_results
 from ..models.architecture import PAPER_MODELS, count_config, paper_config
 from ..models.loading import original_layout
@@ -35,20 +33,6 @@ SETTING_FIELDS = ('method', 'bits', 'repair', 'recipe', 'trainable', 'fraction',
 SIZE_METRICS = ('actual_ratio', 'parameters', 'megabytes_16bit')
 RESULT_FILES = ('layer_pruning', 'width_pruning', 'repair', 'quantization', 'recovery')
 TYPE_BITS = {'int8': 8, 'int8 dynamic': 8, 'int8 mixed': 8, 'Q8_0': 8, 'nf4': 4, 'Q4_0': 4}  # Purpose of a row -> bits
-
-# %% ../../nbs/study/settings.ipynb #f9d09ca7
-@contextmanager
-def rows_of_checkout() -> Iterator[None]:
-    "Inside `with`, stored rows are those of the package's own checkout where the working directory has none."
-    own = repository_folder(PACKAGE_FOLDER)
-    if os.environ.get('LVLM_RESULTS') or own is None or any(results_dir().glob('*.jsonl')):
-        yield
-        return
-    os.environ['LVLM_RESULTS'] = str(own / 'nbs' / 'results')
-    try:
-        yield
-    finally:
-        del os.environ['LVLM_RESULTS']
 
 # %% ../../nbs/study/settings.ipynb #1939e545
 def _with_bits(d):
@@ -202,6 +186,15 @@ INSTRUCTION_SAMPLES = dict(llama=665_298, phi=695_000, phi3=1_110_107)  # Sizes 
 CACHE_TOKENS = 2048  # Tokens in the cache of keys and values that memory has to hold, for one sequence
 
 
+FILE_TYPES = {16: 'F16', 8: 'Q8_0', 4: 'Q4_0'}  # Bits -> type of the file that `lvlm_export` writes
+
+
+def _bytes_in_file(bits):
+    "Bytes that a weight takes in a file of so many bits, its share of the scales among them; arrays work as well."
+    types = {b: GGUF_TYPES[kind] for b, kind in FILE_TYPES.items()}
+    return np.vectorize({b: t.nbytes / t.packet for b, t in types.items()}.get, otypes=[float])(bits)
+
+
 @dataclass(frozen=True)
 class Case:
     "A model that advice is wanted for, as its config describes it."
@@ -223,13 +216,13 @@ class Case:
     ) -> float:  # GiB (2**30 bytes)
         """Weights of the pruned model; numpy arrays of ratios and bits work as well.
 
-        In 8 and 4 bits they are those of the file that `lvlm_export` writes: half a bit more for the scales, and the
-        embeddings and the head in 8 bits; the vision encoder and the projector stay in 16."""
-        bits, fewer = np.asarray(bits), np.asarray(bits) < 16
+        In 8 and 4 bits they are those of the file that `lvlm_export` writes: its types hold scales as well, and the
+        embeddings and the head have 8 bits; the vision encoder and the projector stay in 16."""
         stays = self.layer_parameters - ratio * self.lm_parameters
         words, vision = self.lm_parameters - self.layer_parameters, self.parameters - self.lm_parameters
-        in_layers, in_words = np.where(fewer, bits + 0.5, 16), np.where(fewer, 8.5, 16)
-        return (in_layers / 8 * stays + in_words / 8 * words + 2 * vision) / 2**30
+        in_layers = _bytes_in_file(bits)
+        in_words = np.maximum(in_layers, _bytes_in_file(8))
+        return (in_layers * stays + in_words * words + 2 * vision) / 2**30
 
     def memory(
         self,
@@ -391,7 +384,8 @@ def _measured_on(line, case, runs):
     "The model of some rows, how far it is, and on how few draws they stand."
     kind = ', a language model alone' * bool(line.alone)
     seeds = 'the paper names no seeds' if line.published else 'one seed' if runs == 1 else f'{runs} seeds'
-    far = 'this very model' if line.model == case.name else size_words(float(line.factor))
+    own = line.model.lower() == case.name.lower()
+    far = 'this very model' if own else size_words(float(line.factor))
     return f'{line.model}{kind}, {far}, {seeds}'
 
 # %% ../../nbs/study/settings.ipynb #eaacad3f
@@ -465,7 +459,7 @@ def bits_evidence(
 def _by_size(case, evidence):
     "Sorts the model itself first, then the nearest in size."
     far = math.inf if math.isnan(evidence.factor) else abs(math.log(evidence.factor))
-    return evidence.model != case.name, far
+    return evidence.model.lower() != case.name.lower(), far
 
 # %% ../../nbs/study/settings.ipynb #b010c759
 def _repair_pair(mine, method, ratio):
