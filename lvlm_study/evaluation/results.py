@@ -119,6 +119,18 @@ def _most_common(values):
     n = values.value_counts()
     return max(n.index, key=lambda value: (n[value], value))
 
+
+def _asked(results, model):
+    "Fields of the rows that count for a model: its suite, all of it or, for a real model, as much as most rows asked."
+    suite = MODEL_SUITES.get(model, 'small')
+    limits = results[(results.model == model) & (results.suite == suite)].limit
+    return dict(suite=suite, limit=_most_common(limits) if model in MODEL_SUITES and len(limits) else 0)
+
+
+def _at_equal_size(model, method):
+    "Are the width-pruned rows that count for a model of the size of its layer-pruned ones? Only those of a real model."
+    return model in MODEL_SUITES and method == 'width'
+
 # %% ../../nbs/evaluation/results.ipynb #881ed162
 def pruned_by_ratio(
     results: pd.DataFrame,  # Stored results: 'layer_pruning' or 'width_pruning'
@@ -127,10 +139,11 @@ def pruned_by_ratio(
     criterion: str | None = '',  # '': the paper's; None: any; else a name
     size_match: bool = False,  # Widths of the exact size of the layer-pruned model?
 ) -> pd.DataFrame:  # Index: (ratio, seed); columns: the metrics
-    """The pruned models of one family that were not recovered, all questions asked.
+    """The pruned models of one family that were not recovered, asked what the model itself was asked.
 
     Only the calibration size that most of them share is taken, so that a curve does not mix several."""
-    d = _retention_rows(results, size_match=size_match, model=model, method=method, recipe='none', limit=0)
+    asked = _asked(results, model) | dict(model=model, method=method, recipe='none')
+    d = _retention_rows(results, size_match=size_match, **asked)
     if criterion == '':
         criterion = PAPER_CRITERION[method]
     if criterion:
@@ -170,7 +183,7 @@ def nearest_run(
     criterion: str | None = '',  # '': the paper's; None: any; else a name
 ) -> str:  # One sentence; '' where nothing is stored
     "The stored retention at the ratio nearest to the one given, in words."
-    d = retention_curve(results, model, method, criterion)
+    d = retention_curve(results, model, method, criterion, _at_equal_size(model, method))
     if not len(d):
         return ''
     at = min(d.index, key=lambda r: abs(r - ratio))
@@ -185,8 +198,9 @@ RECOVERED_AS = dict(
 
 def _treated(results, place, name, **fields):
     "Such as 'repaired 95.5 % (1 draw)'; '' where nothing is stored."
-    d = results[(results.metric == 'retention') & results.use_images & ~results.size_match & (results.limit == 0)]
-    for field, value in (place | fields).items():
+    matched = _at_equal_size(place['model'], place['method'])
+    d = results[(results.metric == 'retention') & results.use_images & (results.size_match == matched)]
+    for field, value in (place | _asked(results, place['model']) | fields).items():
         d = d[d[field] == value]
     draws = d.seed.nunique()
     return f'{name} {d.value.mean():.1f} % ({draws} draw{"s" if draws > 1 else ""})' if draws else ''

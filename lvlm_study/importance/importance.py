@@ -531,8 +531,6 @@ CRITERION_LABELS = dict(
     l2='L2 norm',
     random='random',
 )
-
-# %% ../../nbs/importance/importance.ipynb #6fee5574
 KIND_LABELS = dict(layers='Layers', kv_heads='KV heads', mlp_channels='MLP channels')
 
 # %% ../../nbs/importance/importance.ipynb #e00902c7

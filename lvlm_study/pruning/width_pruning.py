@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['FEW_KV_HEADS', 'WIDTH_METHODS', 'drop_lowest', 'default_multiple', 'legal_widths', 'nearest_pair', 'step_costs',
            'spread_steps', 'width_plan', 'same_size_plans', 'channel_profile', 'removed_percent',
-           'plot_remaining_kv_heads', 'plot_remaining_mlp_channels', 'plot_answer_forms', 'width_card']
+           'plot_remaining_kv_heads', 'plot_remaining_mlp_channels', 'plot_at_equal_size', 'plot_answer_forms',
+           'width_card']
 
 # %% ../../nbs/pruning/width_pruning.ipynb #82283d15
 from collections.abc import Iterable, Sequence
@@ -17,7 +18,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from ..core.plotting import COLORS
-from ..evaluation.results import ANSWER_FORMS, treatment_line
+from ..evaluation.results import ANSWER_FORMS, retention_curve, treatment_line
 from ..importance.importance import Scores, check_scores
 from .layer_pruning import layer_plan
 from .plan import Plan, check_ratio, check_tolerance, groups_per_layer, make_plan, plot_ratio_meter
@@ -309,6 +310,23 @@ def plot_remaining_mlp_channels(
     ax.fill_between(np.repeat(edges, 2)[1:-1], 0, np.repeat(gone_L, 2), color='white', alpha=0.75, lw=0)
     ax.set(xlabel='layer', ylabel='channels by score, %', title='Channels: above the line stays', ylim=(0, 100))
     ax.grid(False)
+    return ax
+
+# %% ../../nbs/pruning/width_pruning.ipynb #2a8a74f8
+def plot_at_equal_size(
+    results: dict,  # 'layer' and 'width' -> stored results of that method
+    model: str,  # Name in the store
+    ax: Axes,  # Axes to draw on
+) -> Axes:
+    "Retention by what was removed, layers against width of the same size."
+    for method, rows in results.items():
+        d = retention_curve(rows, model, method, size_match=method == 'width')
+        x, color = [0, *d.actual_ratio], COLORS[method]
+        ax.fill_between(x, [100, *d.low], [100, *d.high], color=color, alpha=0.15, lw=0)
+        ax.plot(x, [100, *d.retention], 'o-', color=color, label=f'{method}-pruned')
+    ax.set(title=model, xlabel='LM parameters removed in %', xticks=range(0, 61, 15), ylim=(0, 108))
+    ax.set_ylabel('retention in %')
+    ax.legend(loc='upper right')
     return ax
 
 # %% ../../nbs/pruning/width_pruning.ipynb #c4647159

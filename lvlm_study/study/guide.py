@@ -25,8 +25,8 @@ from ..efficiency.costs import pruning_costs
 from ..efficiency.engines import ENGINES, check_engine_name, engine_rules
 from ..evaluation.results import PAPER_CRITERION, paper_results
 from ..models.study_models import study_models
-from .settings import CACHE_TOKENS, FAMILY_MODELS, FILE_TYPES, SETTING_FIELDS, Case, paper_case, published_ratios
-from .settings import results_signature
+from .settings import CACHE_TOKENS, FAMILY_MODELS, FILE_TYPES, SETTING_FIELDS, Case, paper_case
+from .settings import published_ratios, results_signature
 from .settings import bits_evidence, describe_case, measured_settings, published_settings
 from .settings import repair_evidence, size_words, witness_distances
 

@@ -32,9 +32,9 @@ from torch.nn import functional as F
 from ..core.plotting import COLORS
 from ..core.store import Run, cache_dir, seed_all
 from ..data.instruction_data import nested_subset
-from ..data.toy_benchmarks import instructions
 from ..evaluation.evaluate import evaluate
-from ..evaluation.language import ENGLISH_TEXTS, english_text
+from ..evaluation.language import ENGLISH_TEXTS, english_text, language_scores
+from ..evaluation.results import MODEL_SUITES
 from ..evaluation.statistics import average_score, paired_retention, retention_above_chance
 from ..evaluation.verdicts import DRAWS, FEWEST_SEEDS, Effect, effect_of, mean_with_draws
 from ..importance.attention_sink import sink_layers, trace_sinks
@@ -51,7 +51,7 @@ from ..pruning.surgery import apply_plan
 from ..pruning.width_pruning import width_plan
 from ..recovery.losses import Recovery
 from ..recovery.recovery import merge_adapters, prepare_student
-from .runner import original_model, plan_for_run
+from .runner import REAL_LIMIT, original_model, plan_for_run, recovery_data
 
 # %% ../../nbs/study/repair_results.ipynb #7e500010
 def _license_text(folder=Path('/usr/share/common-licenses')):
@@ -284,12 +284,12 @@ CALIBRATION_SAMPLES_REPAIR = 50  # As many instructions as the study scores on
 def run_suite_repair(
     run: Run,  # Of the experiment 'repair', for a study model
 ) -> dict:  # Metrics and curves, as `record` stores them
-    "Prune a study model, repair it on the instructions it was scored on, and ask it the questions of the suite."
-    lvlm, base = original_model(run)
+    "Prune a model of the study, repair it on the instructions it was scored on, and ask it the questions of its suite."
+    lvlm, base = original_model(replace(run, purpose=''))
     student, rows, seconds = apply_plan(lvlm, plan_for_run(run, lvlm)), [], 0.0
     name, _, _ = repair_name(run.purpose)
     if REPAIRS[name] is not None:
-        data, start = instructions('recovery'), time.process_time()
+        data, start = recovery_data(run.model), time.process_time()
         chosen = data.select(nested_subset(len(data), run.calibration / len(data), run.seed))
         student = repair(student, lvlm, chosen, inplace=True, rows=rows, **REPAIRS[name])
         seconds = time.process_time() - start
@@ -298,6 +298,7 @@ def run_suite_repair(
     metrics = dict(retention=retained, retention_low=low, retention_high=high, AVG=average_score(table))
     metrics |= dict(above_chance=retention_above_chance(table, base), actual_ratio=student.plan['shares']['lm'])
     metrics = {name: float(value) for name, value in metrics.items()} | table.value.astype(float).to_dict()
+    metrics |= language_scores(student) if run.model in MODEL_SUITES else {}
     return dict(metrics=metrics | dict(cpu_seconds=seconds), curves=dict(ridge=[row['ridge'] for row in rows]))
 
 # %% ../../nbs/study/repair_results.ipynb #0553cdce
@@ -305,7 +306,7 @@ def run_repair(
     run: Run,  # Of the experiment 'repair'
 ) -> dict:  # Metrics and curves, as `record` stores them
     "One row: of a study model by the suite, of any other by its loss on texts."
-    return run_suite_repair(run) if run.model in study_models() else run_text_repair(run)
+    return run_suite_repair(run) if run.model in (*study_models(), *MODEL_SUITES) else run_text_repair(run)
 
 # %% ../../nbs/study/repair_results.ipynb #7e500016
 RATIOS = (0.30, 0.45, 0.15, 0.60)  # The middle ones first
@@ -352,14 +353,17 @@ def text_runs(
 
 
 def suite_runs(
-    models: Sequence[str] | None = None,  # Names of study models; None: all of them
+    models: Sequence[str] | None = None,  # Names of models of the study; None: all of them
     seeds: Sequence[int] = (0,),  # Draws of the calibration set
 ) -> Iterator[Run]:  # Only repaired ones: the plain ones are those of layer and width pruning
-    "The paper's plans of every study model, repaired."
-    for seed, ratio, model in product(seeds, sorted(RATIOS), models or study_models()):
+    "The paper's plans of every model of the study, repaired."
+    for seed, ratio, model in product(seeds, sorted(RATIOS), models or (*study_models(), *MODEL_SUITES)):
         for method, criterion in dict(layer='bi', width='taylor').items():
             run = Run('repair', model=model, method=method, criterion=criterion, ratio=ratio, seed=seed)
-            yield replace(run, calibration=CALIBRATION_SAMPLES_REPAIR, purpose='repaired')
+            run = replace(run, calibration=CALIBRATION_SAMPLES_REPAIR, purpose='repaired')
+            if model in MODEL_SUITES:  # As its plain rows are
+                run = replace(run, suite=MODEL_SUITES[model], limit=REAL_LIMIT, size_match=method == 'width')
+            yield run
 
 # %% ../../nbs/study/repair_results.ipynb #7e50001a
 COST_PIECE = 256  # Tokens of a piece

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['CALIBRATION_SAMPLES', 'QUICK_RATIOS', 'QUICK_TRAINABLE', 'ALL_RATIOS', 'CALIBRATION_SEEDS', 'RECOVERY_FRACTION',
            'MIDDLE_RATIOS', 'LAYER_CRITERIA', 'WIDTH_CRITERIA', 'FEWER_SAMPLES', 'REAL_LIMIT', 'REAL_FRACTION',
-           'OTHER_SUITES', 'SEEDED_PRESETS', 'PRESETS', 'PURPOSE_RUNS', 'BATCH_SIZE', 'EXPERIMENTS', 'quick_runs',
-           'pruning_runs', 'criteria_runs', 'scoring_runs', 'trainable_runs', 'loss_runs', 'data_runs',
+           'OTHER_SUITES', 'LAYER_RIVALS', 'SEEDED_PRESETS', 'PRESETS', 'PURPOSE_RUNS', 'BATCH_SIZE', 'EXPERIMENTS',
+           'quick_runs', 'pruning_runs', 'criteria_runs', 'scoring_runs', 'trainable_runs', 'loss_runs', 'data_runs',
            'extra_recipe_runs', 'smol_runs', 'run_grid', 'needed_criteria', 'recovery_data', 'run_scores',
            'run_importance', 'original_model', 'plan_for_run', 'student_for_run', 'run_model', 'run_all']
 
@@ -221,6 +221,16 @@ def _language_alone(runs):
         yield replace(run, suite='textqa', limit=OTHER_SUITES['textqa'])
 
 
+LAYER_RIVALS = ('taylor', 'span', 'last')  # Ways to choose layers that a real model is asked about, besides the paper's
+
+
+def _layer_rivals(models, seeds):
+    "Other layers than those of least influence; the ones by Taylor, which samples decide, for each seed."
+    for criterion, seed, m, r in product(LAYER_RIVALS, seeds, models, ALL_RATIOS[:2]):
+        if criterion == 'taylor' or seed == seeds[0]:
+            yield _pruning_run('layer', criterion, r, m, seed=seed)
+
+
 def _unrecovered_runs(models, seed):
     "Both ways to prune, at the same size, of one calibration seed."
     for m, r in product(models, ALL_RATIOS):
@@ -237,6 +247,7 @@ def _smol_runs(models, seeds):
     for seed in seeds:  # without training a run takes minutes: all seeds come first
         yield from _real(_unrecovered_runs(models, seed))
         yield from _language_alone(_unrecovered_runs(models, seed))
+    yield from _real(_layer_rivals(models, seeds))
     for seed in seeds:
         yield from _real(trainable_runs(models, (seed,)), REAL_FRACTION)
         yield from _real(loss_runs(models, (seed,)), REAL_FRACTION)

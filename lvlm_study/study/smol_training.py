@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['ROW_WORDS', 'ROUTING', 'N_CELLS', 'N_WORDS', 'SMOL_SKILLS', 'ASKED_SKILLS', 'SMOL_STAGES', 'DESCRIBED_SHARE',
-           'VISION_COURSES', 'LM_COURSES', 'cell_words', 'easy_vqa_words', 'easy_vqa_pictures', 'PictureText',
-           'vision_batch', 'writing_losses', 'position_codes', 'route_positions', 'train_smol_vision', 'SmolExample',
-           'pack_example', 'smol_skills', 'letter_questions', 'smol_example', 'add_adapter', 'packed_answer_losses',
-           'share_of_right_answers', 'train_smol_lm', 'trained_parts', 'save_parts', 'make_smol_llava']
+           'VISION_COURSES', 'LM_COURSES', 'STORED_CRITERIA', 'cell_words', 'easy_vqa_words', 'easy_vqa_pictures',
+           'PictureText', 'vision_batch', 'writing_losses', 'position_codes', 'route_positions', 'train_smol_vision',
+           'SmolExample', 'pack_example', 'smol_skills', 'letter_questions', 'smol_example', 'add_adapter',
+           'packed_answer_losses', 'share_of_right_answers', 'train_smol_lm', 'trained_parts', 'save_parts',
+           'make_smol_llava', 'save_smol_scores']
 
 # %% ../../nbs/study/smol_training.ipynb #93a00003
 import json
@@ -15,9 +16,11 @@ import random
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
+import datasets
 import numpy as np
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -33,6 +36,7 @@ from ..data.toy_benchmarks import QuestionAnswer, multiple_choice, training_imag
 from ..data.toy_images import GRID, IMAGE_KINDS, IMAGE_MAKERS, PAGE_WORDS, SHAPE_COLORS, SHAPE_SIZES, ToyImage
 from ..data.toy_images import draw_image, page_lines
 from ..evaluation.language import chat_answers
+from ..importance.importance import Scores, score
 from ..models.architecture import LVLM
 from ..models.loading import image_text
 from ..models.real_models import SMOLLM2, build_smol_llava
@@ -629,3 +633,19 @@ def make_smol_llava(
 
 if __name__ == '__main__' and '__file__' in globals():  # Run as a module, not as a notebook
     print(make_smol_llava(*sys.argv[1:2]))
+
+# %% ../../nbs/study/smol_training.ipynb #ca1d77b1
+STORED_CRITERIA = ('bi', 'angular', 'taylor', 'activation')
+
+
+def save_smol_scores(
+    lvlm: LVLM,  # smol-llava, in eval mode
+    data: datasets.Dataset,  # Calibration samples, such as 50 of the recovery data
+    path: str | Path,  # Where, without an ending; the stored ones are at `SMOL_SCORES`
+) -> Scores:  # What was written
+    "Score smol-llava and keep what lessons read: each sample's layers, and means of KV heads and channels."
+    scores = score(lvlm, data, criteria=STORED_CRITERIA, progress=False)
+    kept = scores.without_samples().samples | dict(layers=scores.samples['layers'])
+    scores = replace(scores, samples=kept)
+    scores.save(path)
+    return scores
