@@ -7,13 +7,10 @@ from conftest import free_port, outside
 from guards import FIGURES, NBS, ROOT, notebooks
 from refresh import SKIP
 
-sys.path.append(str(ROOT / 'docs'))
-import frames
-
 # Milliseconds from a key to a new picture: wanted, and the most that passes on a busy machine.
 TARGET, BOUND = 300, 5000
 
-CALLS, WIDGETS = re.compile(r'\binteract(ive)?\('), ('interact', 'interactive')
+CALLS = re.compile(r'\binteract(ive)?\(')
 MAKERS = {
     n.name
     for nb in notebooks()
@@ -45,26 +42,10 @@ def test_notebooks_with_widgets_are_found():
     assert wanted <= {nb.name for nb in FOUND}
 
 
-def is_skipped(cell):
-    "Is it one of the cells that tests skip? JupyterLab knows nothing of flags."
-    return bool(SKIP & cell.flags or re.search(r'#\|\s*eval:\s*false', cell.source))
-
-
-def builds_widget(statement):
-    "Does a statement of a lesson show a widget?"
-    return not isinstance(statement, ast.FunctionDef) and bool(frames.calls(statement) & {*MAKERS, *WIDGETS})
-
-
-def for_the_browser(nb):
-    "The notebook with the cells that its widgets need; all others are run by `nbdev_test`, without a browser."
-    if nb not in FOUND:
-        return nb.js
-    code = [c for c in nb.code if not is_skipped(c)]
-    every = [s for c in code for s in c.tree.body]
-    shown = [i for i, s in enumerate(every) if builds_widget(s)]
-    wanted = {id(s) for i in shown for s in [every[i], *frames.needed(every[:i], every[i])]}
-    stay = [c for c in code if 'logging' in c.source or any(id(s) in wanted for s in c.tree.body)]
-    return dict(nb.js, cells=[c.js for c in nb.cells if not c.code or c in stay])
+def without_skipped(nb):
+    "The notebook without the cells that tests skip: JupyterLab knows nothing of flags."
+    skipped = [c for c in nb.code if SKIP & c.flags or re.search(r'#\|\s*eval:\s*false', c.source)]
+    return dict(nb.js, cells=[c.js for c in nb.cells if c not in skipped])
 
 
 @pytest.fixture(scope='module')
@@ -79,7 +60,7 @@ def lab(tmp_path_factory):
     for nb in [nb for nb in notebooks() if nb.name == 'index'] + FOUND:
         path = root / 'nbs' / f'{nb.name}.ipynb'
         path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps(for_the_browser(nb)))
+        path.write_text(json.dumps(without_skipped(nb)))
     tracker = own / 'lab' / '@jupyterlab' / 'notebook-extension' / 'tracker.jupyterlab-settings'
     tracker.parent.mkdir(parents=True)
     tracker.write_text('{"windowingMode": "none"}')  # all cells are in the page at once

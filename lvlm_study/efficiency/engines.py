@@ -30,13 +30,14 @@ from ..core.store import Run, read_rows, record
 from ..data.instruction_data import Collator
 from ..data.toy_benchmarks import instructions
 from .costs import load_meta
-from .gguf_files import GGUF_TYPES, gguf_refusal, write_gguf
+from .gguf_files import GGUF_TYPES, file_widths, gguf_refusal, stated_type, write_gguf
 from .llama_cpp import EngineMissing, EngineModel, LlamaCpp, find_llama_cpp
 from .llama_cpp import llama_cpp_version, processor_time
-from .onnx_files import OnnxModel, check_onnx_writer, engine_version, onnx_refusal, write_onnx
+from .onnx_files import OnnxModel, check_onnx_writer, engine_version, onnx_refusal
+from .onnx_files import refuse_packed_copy, write_onnx
 from ..importance.importance import Scores
 from ..models.architecture import LVLM, parameter_sizes
-from ..models.loading import is_heterogeneous, load_lvlm, model_inputs, named_folder
+from ..models.loading import is_heterogeneous, load_lvlm, model_inputs, named_folder, refuse_quantized_copy
 from ..pruning.plan import make_plan
 from ..pruning.surgery import apply_plan
 from ..pruning.width_pruning import width_plan
@@ -100,14 +101,16 @@ def export_path(
     ValueError for an unknown engine or type and for a study model, FileNotFoundError where there is no such folder."""
     engine, kind = check_engine_name(engine, kind)
     if named_folder(folder) != folder:
-        raise ValueError(f'{folder} is no folder to write into: say where with `out`')
+        raise ValueError(f'{folder} is no folder to write into: say where with `out` (--out)')
     if not Path(folder).is_dir():
-        raise FileNotFoundError(f'there is no checkpoint folder {folder}; for a model of the hub say where with `out`')
+        raise FileNotFoundError(f'there is no checkpoint folder {folder}; for one of the hub say where with `out` (--out)')
     return Path(folder) / (f'model-{kind}.gguf' if engine == 'llama.cpp' else 'model.onnx')
 
 # %% ../../nbs/efficiency/engines.ipynb #a137f32c
 def _check_place(folder, what, out=None, **numbers):
     "ValueError for what names no model, for no place, and for what is no whole number from 1 on."
+    if isinstance(folder, LVLM):
+        raise ValueError(f'{what} a checkpoint folder or a study model, by its name: save a loaded one with save_lvlm')
     if not isinstance(folder, (str, Path)):
         raise ValueError(f'{what} a checkpoint folder or a study model, by its name, not {folder!r}')
     if out is not None and not isinstance(out, (str, Path)):
@@ -150,8 +153,11 @@ def export_files(
     engine, kind = check_engine_name(engine, kind)
     path = Path(out) if out else export_path(folder, engine, kind)
     _claim_file(path, engine, force)
-    _refuse(load_meta(folder).config, engine)
-    if engine != 'llama.cpp':
+    meta = load_meta(folder)
+    _refuse(meta.config, engine)
+    if engine == 'llama.cpp':
+        file_widths(meta, multiple)
+    else:
         check_onnx_writer()
     notes = _write_for(load_lvlm(folder, dtype=torch.float32), path, engine, kind, multiple)
     files = [file for file in _paths_of(path, engine) if file.exists()]
@@ -315,8 +321,6 @@ def _file_in(folder, lvlm, engine, kind, multiple=32):
 # %% ../../nbs/efficiency/engines.ipynb #c9c68702
 def _given_file(path, engine):
     "The same of a file that is there already."
-    if not Path(path).is_file():
-        raise FileNotFoundError(f'there is no file {path}')
     return Path(path), sum(p.stat().st_size for p in _paths_of(Path(path), engine) if p.exists()) / 1e6, []
 
 # %% ../../nbs/efficiency/engines.ipynb #f7f1b2d3
@@ -362,15 +366,45 @@ def _check_original(lvlm, original):
     for name, value in facts[0].items():
         if value != facts[1][name]:
             raise ValueError(f'the original cannot be one of this model: its {name} is {facts[1][name]}, not {value}')
+    size, size_before = (parameter_sizes(model)['lm'] for model in (lvlm, original))
+    if size_before <= size:
+        raise ValueError(
+            f'the original has to be larger than this model, and its language model has {size_before:,} parameters '
+            f'beside {size:,}'
+        )
 
 # %% ../../nbs/efficiency/engines.ipynb #11d30502
 def is_right(
     found: dict,  # What a check found, with 'kind', 'difference_share', 'equal_words' and 'words'
 ) -> bool:  # Whether the file does what its type allows to expect
-    "In 32 bits all words are PyTorch's and logits differ by at most 5 % of the largest; in others they are numbers."
-    if found['kind'] != 'F32':
+    """In 32 and 16 bits logits differ by at most 2 % of the largest, in 32 bits all words are PyTorch's, too.
+
+    In other types logits are numbers."""
+    if found['kind'] not in ('F32', 'F16'):
         return bool(np.isfinite(found['difference_share']))
-    return bool(found['difference_share'] <= 0.05 and found['equal_words'] == found['words'])
+    all_words = found['kind'] == 'F16' or found['equal_words'] == found['words']
+    return bool(found['difference_share'] <= 0.02 and all_words)
+
+# %% ../../nbs/efficiency/engines.ipynb #a155234c
+def _check_type(path, kind):
+    "FileNotFoundError without a file, ValueError where a GGUF file says that it is of another type."
+    if not Path(path).is_file():
+        raise FileNotFoundError(f'there is no file {path}')
+    stated = stated_type(path)
+    if stated and stated != kind:
+        raise ValueError(f'{Path(path).name} says that it is of type {stated}, not {kind}: check it as what it is')
+
+
+def _check_models(lvlm, whole, engine, multiple, words):
+    "ValueError for models that are not to be run or compared; their weights are not asked for."
+    for model in filter(None, (lvlm, whole)):
+        (refuse_quantized_copy if engine == 'llama.cpp' else refuse_packed_copy)(model)
+    if whole is not None:
+        _check_original(lvlm, whole)
+    if engine == 'llama.cpp' and not gguf_refusal(lvlm.config):
+        file_widths(lvlm, multiple)
+    check_words(lvlm, words)
+
 
 # %% ../../nbs/efficiency/engines.ipynb #65917211
 def check_engine(
@@ -385,16 +419,19 @@ def check_engine(
     """Run a model's file in an engine and compare with PyTorch in float32; `ok` as `is_right` has it.
 
     A model that the engine refuses is a result, with `loads` and `ok` False and the reason. EngineMissing where the
-    engine is not installed; ValueError for an unknown engine or type, too many words, an original of another kind."""
+    engine is not installed; FileNotFoundError without the file; ValueError for an unknown engine or type, a file of
+    another type, too many words, a multiple beyond the widths, a copy that `quantize` made, and an original of another
+    kind or not larger than the model."""
     for given in (folder, original):
         _check_place('' if given is None and folder is not None or isinstance(given, LVLM) else given, 'an engine runs')
     _check_place('', '', file, words=words, multiple=multiple)
     engine, kind = check_engine_name(engine, kind)
     require_engine(engine, writes=file is None or original is not None)
+    if file:
+        _check_type(file, kind)
+    metas = [m if m is None or isinstance(m, LVLM) else load_meta(m) for m in (folder, original)]
+    _check_models(*metas, engine, multiple, words)
     lvlm, whole = map(_in_float32, (folder, original))
-    if whole is not None:
-        _check_original(lvlm, whole)
-    check_words(lvlm, words)
     found = dict(engine=engine, version=installed_version(engine), kind=kind)
     with tempfile.TemporaryDirectory() as place:
         first_file = None if whole is None else _file_in(place, whole, engine, kind)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PACKET', 'GGUF_TYPES', 'GGUF_ARCHITECTURES', 'GGUF_NAMES', 'GGUFType', 'check_gguf_type', 'encode_tensor',
-           'decode_tensor', 'encode_value', 'write_gguf_file', 'short_window', 'window_refusal', 'gguf_refusal',
-           'file_widths', 'gguf_tensors', 'model_metadata', 'word_metadata', 'write_gguf']
+           'decode_tensor', 'encode_value', 'write_gguf_file', 'stated_type', 'short_window', 'window_refusal',
+           'gguf_refusal', 'file_widths', 'gguf_tensors', 'model_metadata', 'word_metadata', 'write_gguf']
 
 # %% ../../nbs/efficiency/gguf_files.ipynb #66f60004
 import json
@@ -18,6 +18,7 @@ import torch
 from transformers import PreTrainedConfig
 from ..core.store import atomic_write
 from ..models.architecture import LVLM
+from ..models.loading import refuse_quantized_copy
 
 # %% ../../nbs/efficiency/gguf_files.ipynb #66f60010
 PACKET = 32  # Numbers of a row that share a scale, in the types Q8_0 and Q4_0
@@ -165,6 +166,51 @@ def write_gguf_file(
             file.write(data + bytes(-len(data) % 32))
     return kinds
 
+# %% ../../nbs/efficiency/gguf_files.ipynb #9bfe76fc
+_VALUE_SIZES = dict(enumerate((1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8)))  # Bytes by the code of a type; text and lists 0
+
+
+def _read_number(file, letter):
+    "A number of a file, at the place where it is read."
+    return struct.unpack('<' + letter, file.read(struct.calcsize(letter)))[0]
+
+
+def _skip_value(file, code):
+    "Go past a value of the metadata."
+    if code == 8:
+        file.seek(_read_number(file, 'Q'), 1)
+    elif code == 9:
+        inner, n = _read_number(file, 'I'), _read_number(file, 'Q')
+        if inner in (8, 9):
+            for _ in range(n):
+                _skip_value(file, inner)
+        else:
+            file.seek(n * _VALUE_SIZES[inner], 1)
+    else:
+        file.seek(_VALUE_SIZES[code], 1)
+
+
+def stated_type(
+    path: Path | str,  # A GGUF file, by whomever
+) -> str:  # One of `GGUF_TYPES`, 'number N' for another type; '' where the file does not say it, or is no GGUF file
+    "The type that a GGUF file says it is mostly of."
+    names = {t.file_code: name for name, t in GGUF_TYPES.items()}
+    try:
+        with open(path, 'rb') as file:
+            if file.read(4) != b'GGUF':
+                return ''
+            _, _, num_values = _read_number(file, 'I'), _read_number(file, 'Q'), _read_number(file, 'Q')
+            for _ in range(num_values):
+                key, code = file.read(_read_number(file, 'Q')), _read_number(file, 'I')
+                if key == b'general.file_type' and code in (4, 5):
+                    number = _read_number(file, 'I')
+                    return names.get(number, f'number {number}')
+                _skip_value(file, code)
+    except (struct.error, KeyError, OverflowError, MemoryError, RecursionError):
+        return ''  # Cut short or damaged: the engine says what is wrong
+    return ''
+
+
 # %% ../../nbs/efficiency/gguf_files.ipynb #66f60019
 GGUF_ARCHITECTURES = dict(llama='llama', mistral='llama', qwen2='qwen2', qwen3='qwen3', phi='phi2', phi3='phi3')
 GGUF_NAMES = dict(
@@ -220,6 +266,39 @@ def window_refusal(
     )
 
 
+# %% ../../nbs/efficiency/gguf_files.ipynb #7eff86f9
+_FILLS_HIDDEN = ('qwen2', 'phi', 'phi3')  # Types whose loader takes as many heads as the hidden size has room for
+
+
+def _heads_refusal(text):
+    "Why heads cannot be filled up to those that llama.cpp takes for given; '' where they can."
+    if text.model_type not in _FILLS_HIDDEN:
+        return ''
+    layers = list(text.per_layer_config) if getattr(text, 'is_heterogeneous', False) else [text]
+    heads = max(layer.num_attention_heads for layer in layers)
+    head_dim = getattr(text, 'head_dim', None) or text.hidden_size // layers[0].num_attention_heads
+    kv_heads = getattr(layers[0], 'num_key_value_heads', None) or layers[0].num_attention_heads
+    room, rest = divmod(text.hidden_size, head_dim)
+    if not rest and heads <= room and room % (layers[0].num_attention_heads // kv_heads) == 0:
+        return ''
+    return (
+        f'llama.cpp takes the heads of a {text.model_type} to be as wide together as its hidden size of '
+        f'{text.hidden_size:,}, and {heads} heads of {head_dim} channels cannot be filled up to that'
+    )
+
+
+def _parts_refusal(text):
+    "Why llama.cpp would leave something of the attention out; '' where it would not."
+    if getattr(text, 'qk_layernorm', False):
+        return 'llama.cpp knows no norms of queries and keys in a phi (qk_layernorm)'
+    if text.model_type == 'qwen3' and getattr(text, 'attention_bias', False):
+        return 'llama.cpp knows no biases of queries and keys in a qwen3 (attention_bias)'
+    turned = (getattr(text, 'rope_parameters', None) or {}).get('partial_rotary_factor', 1)
+    if turned != 1 and text.model_type not in ('phi', 'phi3'):
+        return f'a {text.model_type} turns whole heads, and llama.cpp would turn {turned} of each (partial_rotary_factor)'
+    return ''
+
+
 # %% ../../nbs/efficiency/gguf_files.ipynb #2a08f71a
 def gguf_refusal(
     config: PreTrainedConfig,  # Config of a model
@@ -235,9 +314,7 @@ def gguf_refusal(
     activations = _GELU if text.model_type == 'phi' else _SILU
     if text.hidden_act not in activations:
         return f'llama.cpp computes {activations[0]} in the MLPs of a {text.model_type}, not {text.hidden_act}'
-    if getattr(text, 'qk_layernorm', False):
-        return 'llama.cpp knows no norms of queries and keys in a phi (qk_layernorm)'
-    return window_refusal(config)
+    return _parts_refusal(text) or _heads_refusal(text) or window_refusal(config)
 
 
 # %% ../../nbs/efficiency/gguf_files.ipynb #66f60022
@@ -279,8 +356,8 @@ def file_widths(
 ) -> list:  # (KV heads, MLP channels) of each layer in the file
     """Widths that a model gets in a GGUF file.
 
-    LLaMA and Mistral may differ from layer to layer. All others get the widths of their widest layer; a Phi gets all
-    the heads that its hidden size has room for, because llama.cpp does not ask how many there are."""
+    LLaMA and Mistral may differ from layer to layer. All others get the widths of their widest layer; a Phi and a
+    Qwen2 get all the heads that their hidden size has room for, because llama.cpp takes that many for given."""
     a, kind = lvlm.architecture, _gguf_architecture(lvlm)
     most = max(256, *(channels for _, channels in _widths(lvlm)))
     if not 1 <= multiple <= most:
@@ -288,7 +365,7 @@ def file_widths(
     widths = [(kv_heads, -(-channels // multiple) * multiple) for kv_heads, channels in _widths(lvlm)]
     if kind != 'llama':
         widths = [tuple(map(max, zip(*widths)))] * len(widths)
-    if kind in ('phi2', 'phi3'):
+    if lvlm.config.get_text_config().model_type in _FILLS_HIDDEN:
         all_heads = a.hidden_size // a.head_dim * a.kv_heads // a.query_heads
         widths = [(all_heads, channels) for _, channels in widths]
     return widths
@@ -341,7 +418,7 @@ def gguf_tensors(
         tensors |= {f'blk.{i}.{name}': x for name, x in _layer_tensors(lvlm, layer, width).items()}
     tensors |= {f'output_norm.{leaf}': _array(p) for leaf, p in lvlm.part('norm').named_parameters()}
     head = lvlm.part('head')
-    if not lvlm.architecture.tied:
+    if not lvlm.architecture.tied or _gguf_architecture(lvlm) == 'phi2':  # A phi2 asks for it in any case
         tensors['output.weight'] = _array(head.weight)
     if head.bias is not None:
         tensors['output.bias'] = _array(head.bias)
@@ -459,8 +536,10 @@ def write_gguf(
 ) -> dict:  # 'widths' and 'kinds' in the file, 'notes' for whoever uses it
     """Write a language model as a GGUF file, whole or not at all; it computes what the model computes.
 
-    ValueError for a model that `gguf_refusal` refuses, and for a multiple wider than the MLPs."""
+    ValueError for a model that `gguf_refusal` refuses, for a copy that `quantize` made, and for a multiple wider than
+    the MLPs."""
     check_gguf_type(kind)
+    refuse_quantized_copy(lvlm)
     widths = file_widths(lvlm, multiple)
     metadata = model_metadata(lvlm, widths, kind) | word_metadata(lvlm)
     kinds = write_gguf_file(path, metadata, gguf_tensors(lvlm, widths), kind)

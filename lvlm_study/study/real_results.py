@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from ..core.plotting import COLORS, mark_unmeasured
 from ..core.store import read_rows
 from ..evaluation.metrics import PAIRED_BENCHMARKS
-from ..evaluation.results import MODEL_SUITES
+from ..evaluation.results import MODEL_SUITES, PAPER_CRITERION
 from ..evaluation.verdicts import DRAWS, effect_of, mean_with_draws, unpack_correct
 
 # %% ../../nbs/study/real_results.ipynb #2f5c7932
@@ -148,7 +148,7 @@ def damage_table(
     for suite, original in whole.items():
         for row in real_rows(model, suite, recipe='none', use_images=True):
             run = row['run']
-            if run['method'] != 'none' and run['criterion'] in ('bi', 'taylor'):
+            if run['method'] != 'none' and run['criterion'] == PAPER_CRITERION[run['method']]:
                 cells.setdefault((run['method'], run['ratio']), {}).setdefault(run['seed'], {})[suite] = row
     lines = {}
     for place, by_seed in sorted(cells.items()):
