@@ -191,7 +191,8 @@ def plot_damage(
     axs[1].set(xlabel='target ratio in %', ylabel='times the perplexity of the whole', yscale='log', title='language')
     axs[1].yaxis.set_minor_formatter('')
     top = max(10, axs[1].get_ylim()[1])
-    ticks = [t for t in (1, 2, 5, 10, 100, 1000) if t <= top]
+    decades = int(np.log10(top))
+    ticks = [10**n for n in range(0, decades + 1, 2)] if decades > 3 else [t for t in (1, 2, 5, 10, 100) if t <= top]
     axs[1].set_yticks(ticks, [f'{t:,}' for t in ticks])
     axs[1].set_ylim(1, top)
     for ax in axs:
