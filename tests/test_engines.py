@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 from test_costs import CONFIGS, SIZES
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM, LlamaConfig, PhiConfig
 from lvlm_study.core.store import read_rows
 from lvlm_study.efficiency.engines import check_engine, engine_plans, engine_rules, engine_runs, export, torch_answers
-from lvlm_study.efficiency.gguf_files import decode_tensor, encode_tensor, encode_value, file_widths, write_gguf
+from lvlm_study.efficiency.gguf_files import decode_tensor, encode_tensor, encode_value, file_widths
+from lvlm_study.efficiency.gguf_files import gguf_refusal, write_gguf
 from lvlm_study.efficiency.llama_cpp import EngineMissing, LlamaCpp, find_llama_cpp
 from lvlm_study.efficiency.onnx_files import CachedLM, OnnxModel, empty_cache, write_onnx
 from lvlm_study.models.architecture import LVLM, parameter_sizes
@@ -18,14 +19,18 @@ from lvlm_study.pruning.plan import Plan
 from lvlm_study.pruning.surgery import apply_plan
 
 IDS = torch.arange(5, 29)
-WRITTEN = ['llama', 'tied', 'biased', 'long_heads', 'qwen2', 'qwen3', 'phi', 'phi3']  # Others are refused
+WRITTEN = ['llama', 'tied', 'biased', 'long_heads', 'qwen2', 'qwen3', 'phi', 'tied_phi', 'phi3']  # Others are refused
 
 
 def small(name):
     torch.manual_seed(0)
-    config = CONFIGS[name]
+    config = CONFIGS.get(name)
     if name == 'long_heads':  # Mistral's own window is shorter than its context, and files keep none
         config = type(config)(**config.to_dict() | dict(sliding_window=None))
+    if name == 'qwen2':  # Several KV heads, so that some can go
+        config = type(config)(**config.to_dict() | dict(num_key_value_heads=2))
+    if name == 'tied_phi':
+        config = PhiConfig(**SIZES, tie_word_embeddings=True)
     return LVLM(AutoModelForCausalLM.from_config(config).eval(), name=name)
 
 
@@ -63,8 +68,11 @@ def test_llama_cpp_computes_the_same(llama_cpp, name, how, tmp_path):
     except ValueError as e:
         assert how in ('heads', 'mixed') and 'cannot hold these widths' in str(e)
         return
+    assert gguf_refusal(lvlm.config) == ''
+    if how == 'heads':
+        assert lvlm.architecture.query_heads < small(name).architecture.query_heads
     write_gguf(lvlm, tmp_path / 'x.gguf', 'F32')
-    tolerance = 5e-3 if name == 'phi' else 1e-4
+    tolerance = 5e-3 if 'phi' in name and name != 'phi3' else 1e-4
     with LlamaCpp(tmp_path / 'x.gguf') as engine:
         assert np.abs(engine.read(IDS.numpy()) - logits_of(lvlm)).max() < tolerance
         engine.read(IDS[:9].numpy())
@@ -120,7 +128,8 @@ def test_a_file_by_another_reader(tmp_path):
 
 def test_widths_in_the_file():
     assert file_widths(cut(small('llama'), 'mixed')) == [(2, 96), (1, 96), (2, 64)]
-    assert file_widths(cut(small('qwen2'), 'odd'), 1) == [(1, 43)] * 3
+    assert file_widths(cut(small('qwen2'), 'odd'), 1) == [(2, 43)] * 3
+    assert file_widths(cut(small('qwen2'), 'heads')) == [(2, 96)] * 3
     assert file_widths(cut(small('phi'), 'odd')) == [(4, 64)] * 3
 
 

@@ -7,14 +7,16 @@ import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Phi3Config, PhiConfig
-from transformers import PreTrainedTokenizerFast, Qwen2Config
+from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen3Config
 from lvlm_study.efficiency import engines, onnx_files
 from lvlm_study.efficiency.engines import ENGINE_RULES, ENGINE_TITLES, ENGINES, check_engine, check_engine_name
 from lvlm_study.efficiency.engines import check_words, engine_cells, engine_rules, engine_runs, export, export_files
 from lvlm_study.efficiency.engines import is_right, measured_noise, noise_rule, require_engine
-from lvlm_study.efficiency.gguf_files import file_widths, gguf_refusal, model_metadata, word_metadata, write_gguf
+from lvlm_study.efficiency.gguf_files import file_widths, gguf_refusal, model_metadata, stated_type, word_metadata
+from lvlm_study.efficiency.gguf_files import write_gguf, write_gguf_file
 from lvlm_study.efficiency.llama_cpp import EngineMissing
 from lvlm_study.efficiency.onnx_files import engine_version, onnx_refusal, write_onnx
+from lvlm_study.efficiency.quantization import quantize
 from lvlm_study.models.architecture import LVLM
 from lvlm_study.models.loading import load_lvlm, save_lvlm
 from lvlm_study.pruning.plan import Plan
@@ -29,6 +31,7 @@ WINDOWS = {
     'phi3': Phi3Config(**GROUPED, sliding_window=8),
     'qwen2': Qwen2Config(**GROUPED, **SLIDES),
 }
+IN_PART = dict(rope_type='default', rope_theta=1e4, partial_rotary_factor=0.5)
 OTHERWISE = {
     'llama gelu': (LlamaConfig(**GROUPED, hidden_act='gelu'), 'computes silu .* not gelu'),
     'phi3 relu': (Phi3Config(**GROUPED, hidden_act='relu'), 'computes silu .* not relu'),
@@ -38,6 +41,19 @@ OTHERWISE = {
         LlamaConfig(**GROUPED, rope_parameters=dict(rope_type='linear', factor=2.0, rope_theta=1e4)),
         "positions of type 'linear'",
     ),
+    'llama turned in part': (LlamaConfig(**GROUPED, rope_parameters=IN_PART), 'partial_rotary_factor 0.5'),
+    'mistral turned in part': (
+        MistralConfig(**GROUPED, sliding_window=None, rope_parameters=IN_PART),
+        'a mistral turns whole heads, .* .partial_rotary_factor 0.5',
+    ),
+    'qwen3 biases': (Qwen3Config(**GROUPED, attention_bias=True), 'no biases of queries and keys in a qwen3'),
+    'qwen2 long heads': (Qwen2Config(**GROUPED, head_dim=32), 'hidden size of 64, and 4 heads of 32 channels'),
+    'qwen2 uneven heads': (Qwen2Config(**GROUPED, head_dim=12), 'hidden size of 64, and 4 heads of 12 channels'),
+    'phi long heads': (PhiConfig(**SIZES, head_dim=32), 'of a phi .* 4 heads of 32 channels'),
+    'phi3 long heads': (
+        Phi3Config(**GROUPED, sliding_window=None, head_dim=32),
+        'of a phi3 .* 4 heads of 32 channels cannot be filled up',
+    ),
 }
 SOUND = {
     'no window': MistralConfig(**GROUPED, sliding_window=None),
@@ -46,6 +62,8 @@ SOUND = {
     'window of no layer': Qwen2Config(**GROUPED, **SLIDES | dict(max_window_layers=2)),
     'phi': PhiConfig(**SIZES),
     'phi3': Phi3Config(**GROUPED, sliding_window=None),
+    'tied phi': PhiConfig(**SIZES, tie_word_embeddings=True),
+    'qwen2 with room for heads': Qwen2Config(**GROUPED, head_dim=8),
 }
 
 
@@ -144,6 +162,34 @@ def test_export_refuses_before_weights_are_read(tmp_path, monkeypatch):
     for engine in ENGINES:
         with pytest.raises(ValueError, match='the last 8 tokens alone'):
             export(tmp_path / 'm', engine)
+
+
+def packed(kind, plain=False):
+    "A copy as `quantize` makes them; plain: with weights that are rounded numbers."
+    lvlm = load_lvlm('tiny-gqa')
+    lvlm.model.quantized_by = kind
+    lvlm.model.group_weights = ['some'] if plain else []
+    return lvlm
+
+
+def test_a_quantized_copy_is_not_written(tmp_path, any_engine, monkeypatch):
+    monkeypatch.setattr(engines, '_write_for', lambda *args: pytest.fail('a file was written'))
+    for write in (write_gguf, write_onnx):
+        with pytest.raises(ValueError, match='a copy with int8 weights is there to run'):
+            write(packed('int8'), tmp_path / 'x')
+    for engine in ENGINES:
+        with pytest.raises(ValueError, match='a copy with int8 weights'):
+            check_engine(packed('int8'), engine)
+        with pytest.raises(ValueError, match='a copy with int8 weights'):
+            check_engine('tiny-gqa', engine, original=packed('int8'))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_rounded_numbers_go_into_graphs_alone(tmp_path):
+    onnx_files.refuse_packed_copy(packed('Q8_0', plain=True))
+    onnx_files.refuse_packed_copy(quantize(load_lvlm('tiny-gqa'), 'Q8_0'))
+    with pytest.raises(ValueError, match='a copy with Q8_0 weights'):
+        write_gguf(quantize(load_lvlm('tiny-gqa'), 'Q8_0'), tmp_path / 'x.gguf', 'Q8_0')
 
 
 # --- what a file says -------------------------------------------------------------------------------------------
@@ -262,7 +308,9 @@ def test_an_exact_type_has_to_be_right(saved, tmp_path, any_engine):
     found = check_engine(saved, kind='F32', words=4, file=file)
     assert found['loads'] and found['equal_words'] == 4 and not found['ok']
     assert found['difference_share'] == pytest.approx(0.1, rel=1e-3)
-    assert check_engine(saved, kind='Q8_0', words=4, file=file)['ok']
+    for kind, ok in (('F16', False), ('Q8_0', True)):
+        other = export(saved, kind=kind, out=tmp_path / f'{kind}.gguf')
+        assert check_engine(saved, kind=kind, words=4, file=other)['ok'] is ok
     any_engine.off = -2.0
     assert check_engine(saved, kind='F32', words=4, file=file)['equal_words'] == 0
 
@@ -270,10 +318,52 @@ def test_an_exact_type_has_to_be_right(saved, tmp_path, any_engine):
 def test_right_and_wrong():
     found = dict(kind='F32', difference_share=1e-5, equal_words=8, words=8)
     assert is_right(found)
-    for wrong in (dict(equal_words=7), dict(difference_share=0.06), dict(difference_share=float('nan'))):
+    assert is_right(found | dict(kind='F16', equal_words=7))
+    for wrong in (dict(equal_words=7), dict(difference_share=0.03), dict(difference_share=float('nan'))):
         assert not is_right(found | wrong)
+    for wrong in (dict(difference_share=0.03), dict(difference_share=float('nan'))):
+        assert not is_right(found | wrong | dict(kind='F16'))
     assert is_right(found | dict(kind='Q4_0', equal_words=0, difference_share=0.5))
     assert not is_right(found | dict(kind='Q4_0', difference_share=float('nan')))
+
+
+@pytest.mark.parametrize('kind', ['F16', 'Q8_0'])
+def test_a_file_of_another_type(kind, saved, tmp_path, any_engine, monkeypatch):
+    file = export(saved, kind='F32', out=tmp_path / 'a.gguf')
+    assert stated_type(file) == 'F32'
+    monkeypatch.setattr(engines, 'load_lvlm', lambda *args, **more: pytest.fail('weights were read'))
+    with pytest.raises(ValueError, match=f'a.gguf says that it is of type F32, not {kind}'):
+        check_engine(saved, kind=kind, file=file)
+
+
+def test_types_of_files_by_others(tmp_path):
+    file = tmp_path / 'x.gguf'
+    first = {'a': ['b', 'c'], 'd': [1, 2], 'e': 0.5, 'f': True, 'g': 'text'}
+    for code, stated in ((15, 'number 15'), (2, 'Q4_0')):
+        write_gguf_file(file, first | {'general.file_type': code}, {})
+        assert stated_type(file) == stated
+    data = file.read_bytes()
+    write_gguf_file(file, first, {})
+    assert stated_type(file) == ''
+    for other in (b'no GGUF file', data[:30], data[:60], b'GGUF', b''):
+        file.write_bytes(other)
+        assert stated_type(file) == ''
+
+
+def test_an_original_that_is_not_larger(any_engine, monkeypatch):
+    monkeypatch.setattr(engines, '_write_for', lambda *args: pytest.fail('a file was written'))
+    lvlm = load_lvlm('tiny-gqa')
+    for original in (lvlm, 'tiny-gqa', apply_plan(lvlm, Plan.of(lvlm, [0, 1]))):
+        with pytest.raises(ValueError, match='the original has to be larger than this model'):
+            check_engine(lvlm, original=original)
+
+
+def test_a_loaded_model_is_saved_first(tmp_path):
+    with pytest.raises(ValueError, match='save a loaded one with save_lvlm') as e:
+        export(load_lvlm('tiny-gqa'), out=tmp_path / 'x.gguf')
+    assert '\n' not in str(e.value) and len(str(e.value)) < 120
+    with pytest.raises(ValueError, match=r'say where with `out` \(--out\)'):
+        export('tiny-gqa')
 
 
 def test_a_model_in_16_bits_is_compared_in_32(any_engine):
@@ -317,6 +407,13 @@ def test_a_multiple_beyond_the_widths(multiple, saved, tmp_path):
     with pytest.raises(ValueError, match=f'from 1 to 384 for this model, not {multiple:,}'):
         export(saved, out=tmp_path / 'x.gguf', multiple=multiple)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_multiple_beyond_the_widths_before_work(saved, tmp_path, any_engine, monkeypatch):
+    monkeypatch.setattr(engines, 'load_lvlm', lambda *args, **more: pytest.fail('weights were read'))
+    for work in (check_engine, export_files):
+        with pytest.raises(ValueError, match='from 1 to 384 for this model, not 557'):
+            work(saved, multiple=557)
 
 
 def test_no_folder_of_that_name(tmp_path):

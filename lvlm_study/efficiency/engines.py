@@ -103,7 +103,7 @@ def export_path(
     if named_folder(folder) != folder:
         raise ValueError(f'{folder} is no folder to write into: say where with `out` (--out)')
     if not Path(folder).is_dir():
-        raise FileNotFoundError(f'there is no checkpoint folder {folder}; for one of the hub say where with `out` (--out)')
+        raise FileNotFoundError(f'there is no checkpoint folder {folder}; for a hub id say where with `out` (--out)')
     return Path(folder) / (f'model-{kind}.gguf' if engine == 'llama.cpp' else 'model.onnx')
 
 # %% ../../nbs/efficiency/engines.ipynb #a137f32c

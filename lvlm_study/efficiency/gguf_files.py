@@ -295,7 +295,7 @@ def _parts_refusal(text):
         return 'llama.cpp knows no biases of queries and keys in a qwen3 (attention_bias)'
     turned = (getattr(text, 'rope_parameters', None) or {}).get('partial_rotary_factor', 1)
     if turned != 1 and text.model_type not in ('phi', 'phi3'):
-        return f'a {text.model_type} turns whole heads, and llama.cpp would turn {turned} of each (partial_rotary_factor)'
+        return f'a {text.model_type} turns whole heads, and llama.cpp would turn some (partial_rotary_factor {turned})'
     return ''
 
 

@@ -143,7 +143,7 @@ def _placed_whole(path: Path) -> Iterator[Path]:
 def refuse_packed_copy(
     lvlm: LVLM,  # A model that is to be written as a graph
 ) -> None:  # Nothing; it only raises
-    "ValueError for a copy that `quantize` made, but for those of Q8_0 and Q4_0, whose weights are plain rounded numbers."
+    "ValueError for a copy that `quantize` made, unless in Q8_0 or Q4_0: their weights are plain rounded numbers."
     if not getattr(lvlm.model, 'group_weights', ()):
         refuse_quantized_copy(lvlm)
 
