@@ -8,9 +8,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from lvlm_study.core.store import needs_rows, temporary_results
+from lvlm_study.efficiency import timing
 from lvlm_study.efficiency.budget import budget_options, draw_budget, quality_cells, rival_of, show_budget, what_fits
 from lvlm_study.efficiency.costs import kv_cache_bytes, pruning_costs
-from lvlm_study.efficiency.quantization import quantization_results
+from lvlm_study.efficiency.onnx_files import engine_version
+from lvlm_study.efficiency.quantization import quantization_results, quantize, weight_bytes
 from lvlm_study.efficiency.timing import NEAR_SHARE, compare_times, remaining_times, share_verdicts, stored_times
 from lvlm_study.efficiency.timing import time_lvlm
 from lvlm_study.models.loading import load_lvlm
@@ -66,6 +68,9 @@ BUDGET_ERRORS = {
     'type': (lambda o: what_fits(o, 150, 0.8, 'int3'), "not 'int3'"),
     'model': (lambda o: budget_options('foo'), "is of 'foo'"),
     'engine': (lambda o: show_budget(150, 0.8, 'vllm'), "engine 'vllm', only of llama.cpp"),
+    'list of engines': (lambda o: show_budget(engine=['a']), r"given by its name, .* not by \['a'\]"),
+    'no options': (lambda o: what_fits('x', 150), 'options are what `budget_options` gives, .* not a str'),
+    'other table': (lambda o: what_fits(o[['near']], 150), 'with kind, file_MB, token_time, near, not a table without'),
     'text of rival': (lambda o: rival_of(quality_cells(), 150, 'mid'), "not 'mid'"),
 }
 
@@ -93,7 +98,58 @@ TIMING_ERRORS = {
     'no dict': (lambda m: compare_times([m]), 'a dict of name -> model'),
     'name in dict': (lambda m: compare_times(dict(a='tiny-gqa')), 'a model is loaded first'),
     'no rounds': (lambda m: compare_times(dict(a=m), rounds=0), 'rounds is a whole number from 1'),
+    'short': (lambda m: time_lvlm(m, tokens=10), 'the prompt with its picture has .* tokens, more than 10'),
+    'long': (lambda m: time_lvlm(m, tokens=1020), 'at most 1,024, .* not 1,020 tokens and 8 words'),
+    'huge': (lambda m: time_lvlm(m, tokens=10**12), 'at most 1,024'),
+    'many words': (lambda m: time_lvlm(m, words=1024), 'at most 1,024'),
 }
+# The first values are legal, so that a check one by one would measure before it refuses
+LATE_ERRORS = {
+    'batch': (dict(batch_sizes=(1, 0)), 'batch_size is a whole number from 1 on, not 0'),
+    'text': (dict(batch_sizes='12'), "batch_size is a whole number from 1 on, not '12'"),
+    'length': (dict(lengths=(0, -1)), 'tokens is a whole number from 0 on, not -1'),
+    'short': (dict(lengths=(128, 10)), 'the prompt with its picture has .* tokens, more than 10'),
+    'long': (dict(lengths=[128, 4096]), 'at most 1,024, the positions of a, not 4,096 tokens and 8 words'),
+    'one length': (dict(lengths=4096), 'at most 1,024'),
+    'words': (dict(words=0), 'words is a whole number from 1 on, not 0'),
+    'option': (dict(repeats=3), "options of a comparison are words and rounds, not 'repeats'"),
+}
+
+
+@pytest.mark.parametrize('case', LATE_ERRORS)
+def test_all_values_are_checked_before_the_first_measurement(lvlm, monkeypatch, case):
+    monkeypatch.setattr('lvlm_study.efficiency.timing._one_round', None)
+    given, says = LATE_ERRORS[case]
+    assert refused_in_a_sentence(lambda m: compare_times(dict(a=m, b=m), **given), lvlm, says)
+
+
+def test_one_number_is_one_size(lvlm):
+    times = compare_times(dict(a=lvlm), 2, 128, words=1, rounds=1)
+    assert times.index.tolist() == [('a', 2, 128)]
+
+
+def test_prompts_of_two_lengths_are_not_compared(lvlm, monkeypatch):
+    other = load_lvlm('tiny-llava')
+    real = timing._prompt
+    monkeypatch.setattr(timing, '_one_round', None)
+
+    def longer(m, batch_size, tokens):
+        return real(m, batch_size, tokens or 114 if m is other else tokens)
+
+    monkeypatch.setattr(timing, '_prompt', longer)
+    with pytest.raises(ValueError, match=r'differ in their tokens \(a \d+, b 114\): give `lengths`') as e:
+        compare_times(dict(a=lvlm, b=other))
+    assert '\n' not in str(e.value)
+
+
+@pytest.mark.parametrize('kind', ['int8', 'Q8_0', 'Q4_0'])
+def test_weights_of_a_quantized_copy_are_its_own(lvlm, kind):
+    if kind == 'int8' and not engine_version('torchao'):
+        pytest.skip('torchao is not installed')
+    small = quantize(lvlm, kind)
+    times = compare_times(dict(whole=lvlm, small=small), words=1, rounds=1)
+    assert times.weights_megabytes.tolist() == [weight_bytes(m) / 1e6 for m in (lvlm, small)]
+    assert times.weights_megabytes.iloc[1] < times.weights_megabytes.iloc[0]
 
 
 @pytest.mark.parametrize('case', TIMING_ERRORS)

@@ -1,13 +1,15 @@
 "Closed forms of parameters, bytes and operations against tensors and torch's own counter."
 
+import math
+import numpy as np
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, CLIPVisionConfig, InternVLConfig
-from transformers import InternVLVisionConfig, LlamaConfig, LlavaConfig, LlavaNextConfig, MistralConfig, Phi3Config
-from transformers import PhiConfig, Qwen2Config, Qwen3Config, SiglipVisionConfig
-from lvlm_study.efficiency.costs import config_costs, config_parameters, image_patches, kv_cache_bytes
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, CLIPConfig, CLIPVisionConfig, GPT2Config
+from transformers import InternVLConfig, InternVLVisionConfig, LlamaConfig, LlavaConfig, LlavaNextConfig
+from transformers import MistralConfig, Phi3Config, PhiConfig, Qwen2Config, Qwen3Config, SiglipVisionConfig
+from lvlm_study.efficiency.costs import config_costs, config_parameters, image_patches, kv_cache_bytes, load_meta
 from lvlm_study.pruning.plan import ENGINE_MULTIPLES, engine_multiple, odd_width_note
 from lvlm_study.pruning.width_pruning import default_multiple, legal_widths
 
@@ -61,18 +63,21 @@ NO_FORM = dict(
 )
 
 
+def blank_picture(config):
+    side = config.vision_config.image_size
+    return torch.zeros(1, 3, *(side if isinstance(side, (list, tuple)) else (side, side)))
+
+
 @pytest.mark.parametrize('config', LVLM_CONFIGS.values(), ids=LVLM_CONFIGS)
 def test_parameters_and_operations_with_a_picture(config):
     torch.manual_seed(0)
     model = AutoModelForImageTextToText.from_config(config).eval()
     assert config_parameters(config)['total'] == sum(p.numel() for p in model.parameters())
-    vision = config.vision_config
-    sides = vision.image_size if isinstance(vision.image_size, (list, tuple)) else (vision.image_size,) * 2
     with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as looking:
-        model.model.get_image_features(pixel_values=torch.zeros(1, 3, *sides))
+        model.model.get_image_features(pixel_values=blank_picture(config))
     with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as reading:
-        model(input_ids=torch.arange(5, 18)[None], logits_to_keep=1)
-    costs = config_costs(config, 13, itemsize=4).prefill_flop
+        model(input_ids=torch.arange(5, 28)[None], logits_to_keep=1)
+    costs = config_costs(config, 23, itemsize=4).prefill_flop
     assert costs[['vision encoder', 'projector']].sum() == looking.get_total_flops()
     assert costs['total'] == looking.get_total_flops() + reading.get_total_flops()
 
@@ -92,16 +97,67 @@ def test_a_setting_without_a_closed_form_is_named(config, says):
             call(config)
 
 
-WRONG_COUNTS = [dict(tokens=-5), dict(tokens=0), dict(tokens='a'), dict(images=-1), dict(batch=0), dict(itemsize=0)]
+WRONG_COUNTS = [dict(tokens=n) for n in (-5, 0, 'a', 0.5, math.inf, math.nan, True, None, np.float64(9.5))]
+WRONG_COUNTS += [dict(images=-1), dict(images=0.5), dict(batch=0), dict(batch=2.5)]
+WRONG_COUNTS += [dict(itemsize=0), dict(itemsize='2')]
 
 
-@pytest.mark.parametrize('counts', WRONG_COUNTS)
+@pytest.mark.parametrize('counts', WRONG_COUNTS, ids=str)
 def test_counts_that_count_nothing(counts):
-    with pytest.raises(ValueError, match=f'{next(iter(counts))} is a number') as e:
+    with pytest.raises(ValueError, match=f'{next(iter(counts))} is a (whole )?number') as e:
         config_costs(CONFIGS['llama'], **(dict(tokens=9) | counts))
     assert '\n' not in str(e.value)
-    with pytest.raises(ValueError, match="not of 'tiny-llava'"):
-        config_costs('tiny-llava', 5)
+
+
+def test_whole_numbers_of_any_type_count():
+    a, *others = (config_costs(CONFIGS['llama'], n, batch=n) for n in (9, 9.0, np.int64(9), np.float64(9)))
+    assert all(a.equals(b) and (a.dtypes == b.dtypes).all() for b in others)
+
+
+@pytest.mark.parametrize('tokens', [10**13, 10**30, 1e300])
+def test_costs_that_no_table_holds(tokens):
+    with pytest.raises(ValueError, match=r'cost 2\*\*63 or more: give fewer tokens or prompts') as e:
+        config_costs(CONFIGS['llama'], tokens)
+    assert '\n' not in str(e.value)
+    assert (config_costs(CONFIGS['llama'], 10**6, batch=1000) >= 0).all(axis=None)
+
+
+@pytest.mark.parametrize('config', LVLM_CONFIGS.values(), ids=LVLM_CONFIGS)
+def test_a_picture_needs_room_in_its_prompt(config):
+    torch.manual_seed(0)
+    model = AutoModelForImageTextToText.from_config(config).eval()
+    with torch.inference_mode():
+        found = model.model.get_image_features(pixel_values=blank_picture(config)).pooler_output
+    n = sum(len(rows) for rows in found) if isinstance(found, (list, tuple)) else found.shape[:-1].numel()
+    assert config_costs(config, n, images=1).prefill_flop['projector'] > 0
+    assert config_costs(config, n).equals(config_costs(config, n, images=1))
+    assert config_costs(config, n - 1).equals(config_costs(config, n - 1, images=0))
+    for images, says in ((1, f'a picture has at least {n} tokens'), (2, f'2 pictures have at least {2 * n} tokens')):
+        with pytest.raises(ValueError, match=f'{says}, so tokens cannot be {images * n - 1}'):
+            config_costs(config, images * n - 1, images=images)
+
+
+@pytest.mark.parametrize('call', [config_parameters, lambda c: kv_cache_bytes(c, 9), lambda c: config_costs(c, 9)])
+def test_what_has_no_such_costs(call):
+    cases = [('tiny-llava', "not of 'tiny-llava'"), (None, 'not of None'), (SIZES, 'not of a dict')]
+    cases += [(CLIPConfig(), 'a clip holds no language model'), (GPT2Config(), 'no closed form for a gpt2')]
+    for config, says in cases:
+        with pytest.raises(ValueError, match=says) as e:
+            call(config)
+        assert '\n' not in str(e.value)
+
+
+@pytest.mark.parametrize('tokens', [-3, '3', 0.5, math.inf, None])
+def test_a_cache_of_no_number_of_tokens(tokens):
+    with pytest.raises(ValueError, match='tokens is a whole number from 0 on, not ') as e:
+        kv_cache_bytes(CONFIGS['llama'], tokens)
+    assert '\n' not in str(e.value) and kv_cache_bytes(CONFIGS['llama'], 0) == 0
+
+
+def test_a_model_without_weights_is_named():
+    for source in (None, 3, ['tiny-llava']):
+        with pytest.raises(ValueError, match='given by its name, a folder or a hub id, not by'):
+            load_meta(source)
 
 
 @pytest.mark.parametrize('config', CONFIGS.values(), ids=CONFIGS)
@@ -121,13 +177,6 @@ def test_parameters_operations_and_cache(config):
     assert costs.loc['total', 'prefill_flop'] == prefill.get_total_flops()
     assert costs.loc['total', 'decode_flop'] == decode.get_total_flops()
     assert kv_cache_bytes(config, n, batch=2, itemsize=4) == cache
-
-
-def test_an_unknown_type_is_named():
-    with pytest.raises(ValueError, match='no closed form for a gpt2'):
-        from transformers import GPT2Config
-
-        config_parameters(GPT2Config())
 
 
 def test_bytes_read_for_a_word():

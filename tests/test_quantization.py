@@ -94,6 +94,13 @@ def test_a_quantized_copy_is_refused_until_it_is_plain(tmp_path):
     assert apply_plan(plain, Plan.of(one, [0])).architecture.num_layers == 1
 
 
+@pytest.mark.parametrize('given, says', [('x', "give load_lvlm\\('x'\\)"), (None, 'not a NoneType')])
+def test_only_a_model_is_made_dense(given, says):
+    with pytest.raises(ValueError, match=says) as e:
+        make_dense(given)
+    assert '\n' not in str(e.value)
+
+
 def test_lines_of_draws_are_told_apart():
     found = quantization_results()
     assert not found.duplicated(['model', 'method', 'target_ratio', 'recipe', 'seed', 'kind']).any()

@@ -225,8 +225,14 @@ def budget_options(
     return files.merge(quality[columns], on=['method', 'target_ratio', 'stored']).drop(columns='stored')
 
 # %% ../../nbs/efficiency/budget.ipynb #a0b25cf4
+_FIT_COLUMNS = ('kind', 'file_MB', 'token_time', 'near')
+
+
 def _check_budget(options, megabytes, token_time, kind):
-    "ValueError for a size or a share that is no number above 0, a type that is not there, and a time without a type."
+    "ValueError for what are no options, no size or share above 0, no type that is there, and a time without a type."
+    if not isinstance(options, pd.DataFrame) or not set(_FIT_COLUMNS) <= set(options):
+        what = 'a table without them' if isinstance(options, pd.DataFrame) else f'a {type(options).__name__}'
+        raise ValueError(f'options are what `budget_options` gives, with {", ".join(_FIT_COLUMNS)}, not {what}')
     for value in (megabytes, token_time):
         number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
         if not number or not value > 0:
@@ -309,6 +315,8 @@ def show_budget(
     kind: str = '',  # Type of the weights; '': eight bits, or the only one that the engine has files of
 ) -> None:  # It shows a picture
     "What fits into a budget, as a picture: the function under the sliders; ValueError for what was not measured."
+    if not isinstance(engine, str):
+        raise ValueError(f'an engine is given by its name, such as llama.cpp, not by {engine!r}')
     options = _options_once(engine)
     kinds = list(options.kind.unique())
     kind = kind or ('Q8_0' if 'Q8_0' in kinds else kinds[0])

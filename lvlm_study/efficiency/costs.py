@@ -75,12 +75,20 @@ def _meta_from_original(folder):
         return LVLM(spec.cls(spec.config), spec.processor, name=folder.name)
 
 # %% ../../nbs/efficiency/costs.ipynb #3ee1cd35
+def _said(value):
+    "A value as it is named in a refusal: short ones as they are, others by their type."
+    plain = value is None or isinstance(value, (str, int, float, np.number))
+    return repr(value) if plain else f'a {type(value).__name__}'
+
+
 def load_meta(
     source: str | Path,  # A study model, a folder or a hub id, in any layout
 ) -> LVLM:  # On the meta device, with its processor and tokenizer
     """A model without its weights: enough to count parameters and tokens.
 
     FileNotFoundError or ValueError in one sentence where there is no such checkpoint, as from `load_lvlm`."""
+    if not isinstance(source, (str, Path)):
+        raise ValueError(f'a model is given by its name, a folder or a hub id, not by {_said(source)}')
     folder = original_layout(source)
     if folder is not None:
         return _meta_from_original(folder)
@@ -138,6 +146,41 @@ def _lm_traits(text):
     return traits
 
 # %% ../../nbs/efficiency/costs.ipynb #c0570020
+_LM_FIELDS = ('hidden_size', 'num_attention_heads', 'intermediate_size')
+
+
+def _check_config(config):
+    "ValueError for what is no config of a model that writes text, or one that does not hold the sizes of its layers."
+    if not isinstance(config, PreTrainedConfig):
+        raise ValueError(f'costs are those of a config, such as `load_meta(name).config`, not of {_said(config)}')
+    text = config.get_text_config()
+    if not hasattr(text, 'use_cache'):  # Encoders of text or pictures, such as CLIP's, have none
+        raise ValueError(f'a {config.model_type} holds no language model that writes text, so it has no such costs')
+    layer = next(iter(_layer_configs(config)), text)
+    missing = [name for name in _LM_FIELDS if not isinstance(getattr(layer, name, None), int)]
+    if missing:
+        raise ValueError(
+            f'there is no closed form for a {text.model_type} language model: its config holds no {missing[0]}'
+        )
+
+
+def _whole(name, value, least=1):
+    "A count as a Python number; ValueError that names what is no whole number or too small."
+    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    whole = whole or isinstance(value, (float, np.floating)) and float(value).is_integer()
+    if not whole or value < least:
+        raise ValueError(f'{name} is a whole number from {least} on, not {_said(value)}')
+    return int(value)
+
+
+def _number_bytes(itemsize):
+    "Bytes of a number, which may be a share of one; ValueError for anything else."
+    number = isinstance(itemsize, (int, float, np.integer, np.floating)) and not isinstance(itemsize, bool)
+    if not number or not 0 < itemsize <= 16:
+        raise ValueError(f'itemsize is a number above 0 and up to 16, not {_said(itemsize)}')
+    return itemsize
+
+
 def _layer_configs(config):
     "One config for each decoder layer, also where layers differ in width."
     text = config.get_text_config()
@@ -255,6 +298,7 @@ def config_parameters(
     config: PreTrainedConfig,  # Of a language model or an LVLM; layers may differ in width
 ) -> dict:  # Name of a part -> number of parameters; 'LM' and 'total' at the end
     "Parameters by part in closed form, from a config alone; ValueError for a type or a setting without one."
+    _check_config(config)
     lm = {part: sum(n) for part, n in _lm_parts(config).items()}
     parts = {}
     if hasattr(config, 'vision_config'):
@@ -270,7 +314,13 @@ def kv_cache_bytes(
     batch: int = 1,  # Number of sequences
     itemsize: int = 2,  # Bytes of a number
 ) -> int:  # Bytes of all keys and values
-    "Size of the cache of keys and values; a layer with a sliding window keeps no more than it looks back."
+    """Size of the cache of keys and values; a layer with a sliding window keeps no more than it looks back.
+
+    ValueError for what is no config of a language model or an LVLM, and for counts that are no whole numbers (of tokens
+    from 0, of sequences from 1 on)."""
+    _check_config(config)
+    tokens = _whole('tokens', tokens, least=0)
+    batch, itemsize = _whole('batch', batch), _number_bytes(itemsize)
     rows = zip(_layer_configs(config), _cached(config, tokens))
     return sum(2 * _layer_widths(layer)[1] * n for layer, n in rows) * batch * itemsize
 
@@ -296,35 +346,50 @@ def _vision_flops(config):
     return {'vision encoder': maps + scores, 'projector': 2 * parts['projector'][0] * parts['projector'][2]}
 
 # %% ../../nbs/efficiency/costs.ipynb #c0570014
-def _check_counts(config, counts, images):
-    "ValueError for what is no config, and for numbers that count nothing."
-    if not isinstance(config, PreTrainedConfig):
-        raise ValueError(f'costs are those of a config, such as `load_meta(name).config`, not of {config!r}')
-    for name, n in counts.items():
-        if isinstance(n, (str, bool)) or not isinstance(n, (int, float, np.number)) or not n > 0:
-            raise ValueError(f'{name} is a number above 0, not {n!r}')
-    if isinstance(images, (str, bool)) or not isinstance(images, (int, np.integer)) or images < 0:
-        raise ValueError(f'images is a number of pictures from 0 on, not {images!r}')
+def _picture_count(config, tokens, images):
+    "Pictures that a prompt of so many tokens holds; ValueError where their image tokens alone are more."
+    if not hasattr(config, 'vision_config'):
+        return 0 if images is None else _whole('images', images, least=0)
+    each = _vision_parts(config)['projector'][2]
+    if images is None:
+        return int(tokens >= each)
+    images = _whole('images', images, least=0)
+    if images * each > tokens:
+        pictures = 'a picture has' if images == 1 else f'{images:,} pictures have'
+        raise ValueError(f'{pictures} at least {images * each:,} tokens, so tokens cannot be {tokens:,}')
+    return images
+
+
+def _check_largest(tokens, batch, *numbers):
+    "ValueError where a cost does not fit into the 64 bits of a table."
+    if max(numbers) >= 2**63:
+        raise ValueError(f'{batch:,} prompts of {tokens:,} tokens cost 2**63 or more: give fewer tokens or prompts')
 
 
 def config_costs(
     config: PreTrainedConfig,  # Of a language model or an LVLM; layers may differ in width
     tokens: int,  # Tokens of the prompt, image tokens included
-    images: int = 1,  # Pictures in the prompt; not used for a plain language model
+    images: int | None = None,  # Pictures in the prompt; None: one where it has room for its tokens, else none
     batch: int = 1,  # Number of prompts that are read together
     itemsize: int = 2,  # Bytes of a number: 2 for bfloat16, 4 for float32
 ) -> pd.DataFrame:  # Index part; columns parameters, bytes, prefill_flop, decode_flop, decode_bytes; last row 'total'
     """What each part of a model costs, in closed form, from a config alone.
 
     `decode_flop` and `decode_bytes` are of one further token a sequence after the prompt; bytes are those of weights
-    and of the cache that have to be read for it. ValueError for what has no closed form, and for counts below 1 (of
-    pictures below 0)."""
-    _check_counts(config, dict(tokens=tokens, batch=batch, itemsize=itemsize), images)
+    and of the cache that have to be read for it. ValueError for what has no closed form, for counts that are no whole
+    numbers from 1 on (of pictures from 0 on), for more pictures than the tokens have room for, and for costs of 2**63
+    or more."""
+    _check_config(config)
+    tokens, batch, itemsize = _whole('tokens', tokens), _whole('batch', batch), _number_bytes(itemsize)
     parameters = config_parameters(config)
+    images = _picture_count(config, tokens, images)
     prefill = _lm_flops(config, tokens, [tokens] * len(_layer_configs(config)), 1)
     decode = _lm_flops(config, 1, [n + 1 for n in _cached(config, tokens)], 1)
     if hasattr(config, 'vision_config'):
         prefill |= {part: images * n for part, n in _vision_flops(config).items()}
+    cache = kv_cache_bytes(config, tokens + 1, batch, itemsize)
+    read = parameters['total'] * itemsize + cache
+    _check_largest(tokens, batch, batch * sum(prefill.values()), batch * sum(decode.values()), read)
     del parameters['LM'], parameters['total']
     parts = list(dict.fromkeys([*parameters, *prefill]))
     d = pd.DataFrame({'parameters': pd.Series(parameters), 'prefill_flop': pd.Series(prefill)}, index=parts)
@@ -335,7 +400,7 @@ def config_costs(
     d['decode_bytes'] = read.reindex(d.index, fill_value=0)
     if config.tie_word_embeddings:
         d.loc['head', 'decode_bytes'] += d.bytes['embeddings']
-    d.loc['attention scores', 'decode_bytes'] = kv_cache_bytes(config, tokens + 1, batch, itemsize)
+    d.loc['attention scores', 'decode_bytes'] = cache
     d.loc['total'] = d.sum()
     return d
 

@@ -194,8 +194,9 @@ def make_dense(
 ) -> LVLM:  # The same model, in float32
     """In place: the maps of the decoder layers as plain float32 numbers, the ones that the stored weights stand for.
 
-    What a quantizer does to activations at run time, as `int8 dynamic` does, is not in them."""
-    for parent, name, old in list(_linears(lvlm)):
+    What a quantizer does to activations at run time, as `int8 dynamic` does, is not in them. ValueError for what is no
+    model."""
+    for parent, name, old in list(_linears(check_lvlm(lvlm))):
         new = nn.Linear(old.in_features, old.out_features, old.bias is not None, device='meta')
         new.weight = nn.Parameter(_dense_weight(old), requires_grad=False)
         new.bias = old.bias

@@ -13,6 +13,7 @@ import resource
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 import numpy as np
 import pandas as pd
@@ -24,6 +25,7 @@ from ..core.store import Run, needs_rows, read_rows, record
 from ..data.instruction_data import Collator
 from ..data.toy_benchmarks import instructions
 from .costs import config_costs, pruning_costs
+from .quantization import weight_bytes
 from ..evaluation.results import paper_results
 from ..models.architecture import LVLM, check_lvlm, parameter_sizes
 from ..models.loading import load_lvlm, model_inputs
@@ -48,8 +50,6 @@ def _prompt(lvlm, batch_size, tokens):
     else:
         batch = dict(input_ids=torch.full((batch_size, 1), 5, device=lvlm.device))
     ids = batch['input_ids']
-    if tokens and ids.shape[1] > tokens:
-        raise ValueError(f'the prompt with its picture has {ids.shape[1]} tokens, more than {tokens}')
     more = max(tokens - ids.shape[1], 0)
     text = torch.arange(more, device=ids.device).expand(batch_size, more) % 50 + 10
     ids = torch.cat([ids, text], 1)
@@ -112,13 +112,30 @@ def _check_timing(models, batch_size, tokens, words, rounds):
             raise ValueError(f'{name} is a whole number from {least} on, not {n!r}')
 
 
+def _check_lengths(models, lengths, words):
+    "ValueError where a length is shorter than a picture, past a model's positions, or not the same for all models."
+    own = {name: _prompt(lvlm, 1, 0)['input_ids'].shape[1] for name, lvlm in models.items()}
+    if 0 in lengths and len(set(own.values())) > 1:
+        told = ', '.join(f'{name} {n}' for name, n in own.items())
+        raise ValueError(f'the prompts differ in their tokens ({told}): give `lengths`, such as ({max(own.values())},)')
+    for name, lvlm in models.items():
+        limit = getattr(lvlm.config.get_text_config(), 'max_position_embeddings', None) or np.inf
+        for tokens in lengths:
+            if 0 < tokens < own[name]:
+                raise ValueError(f'the prompt with its picture has {own[name]} tokens, more than {tokens}')
+            if (tokens or own[name]) + words > limit:
+                asked = f'{tokens or own[name]:,} tokens and {words:,} words after them'
+                room = f'tokens and words together are at most {limit:,}, the positions of {name}'
+                raise ValueError(f'{room}, not {asked}')
+
+
 def _summary(lvlm, batch, rounds, beside):
     "Median and spread of each part over rounds, tokens a second and memory."
     batch_size, length = batch['input_ids'].shape
     low, middle, high = np.quantile(rounds, [0.25, 0.5, 0.75], axis=0)
     found = dict(zip(('look', 'prefill', 'decode'), middle.tolist()))
     found |= {f'{name}_spread': float(s) for name, s in zip(found.copy(), (high - low) / 2)}
-    weights = sum(p.numel() * p.element_size() for p in lvlm.model.parameters()) / 1e6
+    weights = weight_bytes(lvlm) / 1e6
     found |= dict(tokens_per_second=batch_size / found['decode'], weights_megabytes=weights)
     peak = {} if np.isnan(beside) else dict(peak_megabytes=weights + beside)
     return found | peak | dict(tokens=length, batch_size=batch_size)
@@ -136,16 +153,18 @@ def time_lvlm(
 
     `weights_megabytes` are those of the model, and `peak_megabytes` the most that it needs with them (left out where
     neither a GPU nor Linux counts it).
-    ValueError where the picture alone is longer than `tokens`. Seconds are of the processor on a CPU."""
+    Weights are counted as `weight_bytes` does, those of a copy from `quantize` with the bits that it has. ValueError
+    where `tokens` are fewer than the picture has, or more than the model's positions less `words`. Seconds are of the
+    processor on a CPU."""
     _check_timing(dict(model=lvlm), batch_size, tokens, words, rounds)
+    _check_lengths({lvlm.name or 'the model': lvlm}, (tokens,), words)
     batch = _prompt(lvlm, batch_size, tokens)
     seconds = [_one_round(lvlm, batch, words) for _ in range(rounds + 1)]
     return _summary(lvlm, batch, seconds[1:], _memory_beside(lvlm, batch, words))
 
 
-def _by_turns(models, batch_size, tokens, words=8, rounds=5):
+def _by_turns(models, batch_size, tokens, words, rounds):
     "Times of each model, and of every part the median over rounds of its ratio to the first one's."
-    _check_timing(models, batch_size, tokens, words, rounds)
     batches = {name: _prompt(m, batch_size, tokens) for name, m in models.items()}
     seconds = {name: [] for name in models}
     for _ in range(rounds + 1):
@@ -163,22 +182,39 @@ def _by_turns(models, batch_size, tokens, words=8, rounds=5):
         times[name]['peak_ratio'] = peak / next(iter(peaks.values()))
     return times
 
+# %% ../../nbs/efficiency/timing.ipynb #f8f11aa7
+_TIMING_OPTIONS = dict(words=8, rounds=5)
+
+
+def _several(values):
+    "A list of what was given as one value or as several."
+    return list(values) if isinstance(values, (tuple, list, range)) or np.ndim(values) == 1 else [values]
+
 
 @torch.inference_mode()
 def compare_times(
     models: dict[str, LVLM],  # Name -> model; the first one is the reference
-    batch_sizes: tuple = (1,),  # Prompts that are answered together
-    lengths: tuple = (0,),  # Lengths of the prompt, as for `time_lvlm`
+    batch_sizes: tuple | int = (1,),  # Prompts that are answered together, one number or several
+    lengths: tuple | int = (0,),  # Lengths of the prompt, as for `time_lvlm`, one or several
     **options: int,  # `words` and `rounds`, as for `time_lvlm`
 ) -> pd.DataFrame:  # Index (model, batch_size, tokens); the times, and '_ratio' of each to the reference's
-    "A sweep over batch sizes and prompt lengths: the models by turns, each beside the first; ValueError for none."
-    if not models or not batch_sizes or not lengths:
+    """A sweep over batch sizes and prompt lengths: the models by turns, each beside the first.
+
+    ValueError before the first measurement for nothing to compare, an unknown option, and any number that is not legal;
+    for a length of 0 also where the models' own prompts differ in length."""
+    batch_sizes, lengths = _several(batch_sizes), _several(lengths)
+    if isinstance(models, dict) and not models or not batch_sizes or not lengths:
         raise ValueError('there is nothing to compare: give at least one model, one batch size and one length')
+    if unknown := sorted(set(options) - set(_TIMING_OPTIONS)):
+        raise ValueError(f'options of a comparison are {" and ".join(_TIMING_OPTIONS)}, not {unknown[0]!r}')
+    options = _TIMING_OPTIONS | options
+    for batch_size, tokens in product(batch_sizes, lengths):
+        _check_timing(models, batch_size, tokens, **options)
+    _check_lengths(models, lengths, options['words'])
     rows = []
-    for batch_size in batch_sizes:
-        for tokens in lengths:
-            times = _by_turns(models, batch_size, tokens, **options)
-            rows += [dict(model=name) | row for name, row in times.items()]
+    for batch_size, tokens in product(batch_sizes, lengths):
+        times = _by_turns(models, batch_size, tokens, **options)
+        rows += [dict(model=name) | row for name, row in times.items()]
     return pd.DataFrame(rows).set_index(['model', 'batch_size', 'tokens'])
 
 # %% ../../nbs/efficiency/timing.ipynb #71a30031
