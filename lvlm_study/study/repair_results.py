@@ -32,6 +32,7 @@ from torch.nn import functional as F
 from ..core.plotting import COLORS
 from ..core.store import Run, cache_dir, seed_all
 from ..data.instruction_data import nested_subset
+from ..efficiency.timing import held_megabytes
 from ..evaluation.evaluate import evaluate
 from ..evaluation.language import ENGLISH_TEXTS, english_text, language_scores
 from ..evaluation.results import MODEL_SUITES
@@ -395,11 +396,6 @@ def _cost_task(task, folder, pruned, batches):
 COST_TASKS = ('states', 'forward', 'repair', 'repair of a folder')
 
 
-def _memory(word):
-    "A line of the process's status in MB: 'VmRSS' is what it holds, 'VmHWM' the peak."
-    lines = Path('/proc/self/status').read_text().splitlines()
-    return int(next(line for line in lines if line.startswith(word)).split()[1]) / 1024
-
 # %% ../../nbs/study/repair_results.ipynb #3e869194
 def cost_child(
     task: str,  # One of `COST_TASKS`
@@ -408,13 +404,13 @@ def cost_child(
     pieces: int,  # Pieces of `COST_PIECE` random tokens
 ) -> dict:  # Processor seconds, and megabytes above those of Python and its libraries
     "Measure one task; for a process of its own, on Linux."
-    start = _memory('VmRSS')
+    start = held_megabytes('VmRSS')
     ids = torch.randint(1000, 9000, (pieces, COST_PIECE), generator=torch.Generator().manual_seed(0))
     work = _cost_task(task, folder, pruned, [dict(input_ids=part) for part in ids.split(COST_BATCH)])
     Path('/proc/self/clear_refs').write_text('5')  # the peak counts from here on
     seconds = time.process_time()
     work()
-    return dict(cpu_seconds=time.process_time() - seconds, megabytes=_memory('VmHWM') - start)
+    return dict(cpu_seconds=time.process_time() - seconds, megabytes=held_megabytes('VmHWM') - start)
 
 
 def run_cost(
