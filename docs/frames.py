@@ -20,10 +20,19 @@ def own(node):
     return out
 
 
+def patched(node):
+    "The class that a function becomes a method of by fastcore's `patch`; an empty set for any other function"
+    names = {n.id for d in node.decorator_list for n in ast.walk(d) if isinstance(n, ast.Name)}
+    first = node.args.args[0].annotation if 'patch' in names and node.args.args else None
+    return {n.id for n in ast.walk(first) if isinstance(n, ast.Name)} if first else set()
+
+
 def defined(node):
     "Names that a top-level statement binds or changes"
-    if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+    if isinstance(node, ast.ClassDef):
         return {node.name}
+    if isinstance(node, ast.FunctionDef):
+        return {node.name} | patched(node)
     if isinstance(node, (ast.Import, ast.ImportFrom)):
         return {(a.asname or a.name).split('.')[0] for a in node.names}
     out, roots = (

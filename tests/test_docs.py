@@ -1,10 +1,13 @@
 "The documentation site: built from the notebooks, its links followed, opened in a browser."
 
-import functools, html.parser, http.server, shutil, subprocess, sys, threading
+import ast, functools, html.parser, http.server, shutil, subprocess, sys, threading
 from urllib.parse import unquote, urldefrag
 import pytest
 from conftest import none_found, outside
 from guards import ROOT, chapters, notebooks
+
+sys.path.append(str(ROOT / 'docs'))
+import frames
 
 
 @pytest.fixture(scope='module')
@@ -85,6 +88,26 @@ def test_a_broken_link_is_seen(tmp_path):
         'a.html: #here has no such place',
         'a.html: b.html does not exist',
     ]
+
+
+CLASS_IN_CELLS = """
+class A: pass
+class B: pass
+@patch
+def size(self: A, n: int): return n
+@patch(cls_method=True)
+def load(cls: A): return A()
+@patch
+def other(self: B): return 1
+@cache
+def plain(a: A): return a
+A.load().size(2)
+"""
+
+
+def test_a_slider_gets_the_methods_that_are_added_to_a_class_it_uses():
+    *before, last = ast.parse(CLASS_IN_CELLS).body
+    assert [s.name for s in frames.needed(before, last)] == ['A', 'size', 'load']
 
 
 def test_every_notebook_and_module_has_a_page(site):
