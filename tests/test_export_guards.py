@@ -21,6 +21,7 @@ from lvlm_study.models.architecture import LVLM
 from lvlm_study.models.loading import load_lvlm, save_lvlm
 from lvlm_study.pruning.plan import Plan
 from lvlm_study.pruning.surgery import apply_plan
+from lvlm_study.study import cli
 
 SIZES = dict(hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, vocab_size=101)
 SIZES |= dict(bos_token_id=1, eos_token_id=2, pad_token_id=0)
@@ -358,6 +359,15 @@ def test_an_original_that_is_not_larger(any_engine, monkeypatch):
             check_engine(lvlm, original=original)
 
 
+def test_the_command_refuses_such_an_original_before_it_writes(any_engine, tmp_path, monkeypatch):
+    monkeypatch.setattr(cli, 'require_engine', lambda *args: None)
+    file = tmp_path / 'x.gguf'
+    for original, why in (('tiny-gqa', 'has to be larger'), ('tiny-bunny', 'its model type is phi, not llama')):
+        with pytest.raises(ValueError, match=why):
+            cli.lvlm_export('tiny-gqa', out=file, check=True, original=original)
+        assert not file.exists()
+
+
 def test_a_loaded_model_is_saved_first(tmp_path):
     with pytest.raises(ValueError, match='save a loaded one with save_lvlm') as e:
         export(load_lvlm('tiny-gqa'), out=tmp_path / 'x.gguf')
@@ -389,9 +399,9 @@ def test_an_original_of_another_kind(any_engine):
         check_engine('tiny-llava', original='tiny-bunny')
     lvlm = load_lvlm('tiny-llava')
     pruned = apply_plan(lvlm, Plan.of(lvlm, range(9)))
-    engines._check_original(pruned, lvlm)
+    engines.check_original(pruned, lvlm)
     mixed = load_lvlm('tiny-internvl')
-    engines._check_original(apply_plan(mixed, Plan.of(mixed, mlp_channels={0: range(64)})), mixed)
+    engines.check_original(apply_plan(mixed, Plan.of(mixed, mlp_channels={0: range(64)})), mixed)
 
 
 def test_a_file_of_another_vocabulary(any_engine, saved, tmp_path, monkeypatch):

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['ENGINES', 'ENGINE_TITLES', 'PROBE_TEXT', 'CELL_NUMBERS', 'CELL_COLUMNS', 'ENGINE_RULES', 'check_engine_name',
            'require_engine', 'export_path', 'export_files', 'export', 'check_words', 'torch_answers', 'open_in_engine',
-           'installed_version', 'speed_ratio', 'is_right', 'check_engine', 'scores_by_chance', 'engine_plans',
-           'engine_run', 'EngineTable', 'engine_runs', 'measured_noise', 'noise_rule', 'draw_engine_time',
-           'engine_cells', 'engine_shares', 'engine_rules']
+           'installed_version', 'speed_ratio', 'check_original', 'is_right', 'check_engine', 'scores_by_chance',
+           'engine_plans', 'engine_run', 'EngineTable', 'engine_runs', 'measured_noise', 'noise_rule',
+           'draw_engine_time', 'engine_cells', 'engine_shares', 'engine_rules']
 
 # %% ../../nbs/efficiency/engines.ipynb #e1fab9d7
 import datetime
@@ -355,8 +355,13 @@ def _in_float32(model):
     return copied
 
 # %% ../../nbs/efficiency/engines.ipynb #499a07bb
-def _check_original(lvlm, original):
-    "ValueError where a model cannot have been made from the original that time and size are compared with."
+def check_original(
+    lvlm: LVLM,  # The model; without weights will do, as `load_meta` reads it
+    original: LVLM,  # What it is compared with, in the same way
+) -> None:
+    """ValueError where a model cannot have been pruned from the original that time and size are compared with.
+
+    Both have the same model type, hidden size and number of words, and the original has more parameters."""
     same = dict(mistral='llama', phi3='llama')  # Pruning may write these as one another
     facts = []
     for model in (lvlm, original):
@@ -400,7 +405,7 @@ def _check_models(lvlm, whole, engine, multiple, words):
     for model in filter(None, (lvlm, whole)):
         (refuse_quantized_copy if engine == 'llama.cpp' else refuse_packed_copy)(model)
     if whole is not None:
-        _check_original(lvlm, whole)
+        check_original(lvlm, whole)
     if engine == 'llama.cpp' and not gguf_refusal(lvlm.config):
         file_widths(lvlm, multiple)
     check_words(lvlm, words)

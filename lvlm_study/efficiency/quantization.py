@@ -26,12 +26,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 from ..core.store import Run, needs_rows, read_rows, record
 from ..data.instruction_data import nested_subset
+from ..data.plain_benchmarks import plain_instructions
 from ..data.toy_benchmarks import instructions
 from .gguf_files import decode_tensor, encode_tensor
 from .llama_cpp import EngineMissing
 from .onnx_files import engine_version
 from ..evaluation.evaluate import evaluate
-from ..evaluation.language import english_text
+from ..evaluation.language import english_text, language_scores
+from ..evaluation.results import MODEL_SUITES, REAL_LIMIT
 from ..evaluation.statistics import average_score, paired_retention
 from ..importance.importance import score
 from ..models.architecture import LVLM, check_lvlm
@@ -40,7 +42,7 @@ from ..models.loading import load_lvlm, refuse_quantized_copy
 from ..pruning.layer_pruning import layer_plan
 from ..pruning.repair import repair
 from ..pruning.surgery import apply_plan
-from ..pruning.width_pruning import width_plan
+from ..pruning.width_pruning import same_size_plans, width_plan
 from ..recovery.losses import recovery_settings
 from ..recovery.recovery import isolated_rng, lr_multiplier, merge_adapters, prepare_student
 
@@ -440,34 +442,45 @@ def perplexity_ratio(
     return tuple(float(np.exp(x)) for x in (gap.mean(), low, high))
 
 # %% ../../nbs/efficiency/quantization.ipynb #5c18f001
-SUITE_SAMPLES = 50  # Instructions that a study model is scored and repaired on, as in the study's other rows
+SUITE_SAMPLES = 50  # Instructions that a model is scored and repaired on, as in the study's other rows
 
 
 def suite_quantization_runs(
-    name: str = 'tiny-llava',  # Name of a study model
+    name: str = 'tiny-llava',  # Name of a model of the study
     kind: str = 'int8',  # One of `QUANTIZERS`
     seeds: Sequence[int] = (0, 1, 2),  # Draws of the calibration set
 ) -> list:  # Of `Run`
     "Rows of answers with fewer bits: the whole model, and 30 % of it removed, plain and repaired."
-    runs, criteria = [_quantization_run(name, kind)], dict(layer='bi', width='taylor')
+    real = dict(suite=MODEL_SUITES[name], limit=REAL_LIMIT) if name in MODEL_SUITES else {}
+    runs, criteria = [_quantization_run(name, kind, **real)], dict(layer='bi', width='taylor')
     if not QUANTIZERS[kind][0]:
         del criteria['width']  # Rows in groups of 32, which the exact widths of the study's rows do not fill
     for seed, (method, criterion), recipe in product(seeds, criteria.items(), TEXT_RECIPES[:2]):
-        fields = dict(method=method, criterion=criterion, ratio=0.3, recipe=recipe, seed=seed)
-        runs.append(_quantization_run(name, kind, calibration=SUITE_SAMPLES, **fields))
+        fields = dict(method=method, criterion=criterion, ratio=0.3, recipe=recipe, seed=seed) | real
+        fields |= dict(calibration=SUITE_SAMPLES, size_match=bool(real) and method == 'width')
+        runs.append(_quantization_run(name, kind, **fields))
     return runs
+
+
+def _suite_plan(scores, run):
+    "What a study model keeps in its rows in 32 bits."
+    if run.method == 'layer':
+        return layer_plan(scores, run.ratio)
+    if run.size_match:
+        return same_size_plans(scores, run.ratio, multiple=1)[1]
+    return width_plan(scores, run.ratio, multiple=1)
 
 
 def _suite_model(lvlm, run):
     "A study model pruned as its rows in 32 bits are, and repaired where the run says so."
     if run.method == 'none':
         return lvlm
-    data = instructions('recovery')
+    data = plain_instructions() if run.model in MODEL_SUITES else instructions('recovery')
     chosen = data.select(nested_subset(len(data), run.calibration / len(data), run.seed))
-    scores = score(lvlm, chosen, run.criterion, progress=False)
-    plan = layer_plan(scores, run.ratio) if run.method == 'layer' else width_plan(scores, run.ratio, multiple=1)
-    student = apply_plan(lvlm, plan)
+    scores = score(lvlm, chosen, ('bi', 'taylor') if run.size_match else run.criterion, progress=False)
+    student = apply_plan(lvlm, _suite_plan(scores, run))
     return repair(student, lvlm, chosen, progress=False) if run.recipe == 'repaired' else student
+
 
 # %% ../../nbs/efficiency/quantization.ipynb #5c18f003
 def measure_suite(
@@ -479,11 +492,13 @@ def measure_suite(
     pruned = _suite_model(lvlm, run)
     model = quantize(replace(pruned, model=copy.deepcopy(pruned.model).to(torch.bfloat16)), run.purpose)
     megabytes = weight_bytes(model) / 1e6
-    table = evaluate(make_dense(model), run.suite, progress=False)
+    dense = make_dense(model)
+    table = evaluate(dense, run.suite, limit=run.limit or None, progress=False)
     retained, low, high = paired_retention(table, base)
     metrics = dict(retention=retained, retention_low=low, retention_high=high, AVG=average_score(table))
     metrics |= dict(megabytes=megabytes, actual_ratio=(pruned.plan or {}).get('shares', {}).get('lm', 0.0))
-    return dict(metrics={k: float(v) for k, v in metrics.items()} | table.value.astype(float).to_dict())
+    metrics = {k: float(v) for k, v in metrics.items()} | table.value.astype(float).to_dict()
+    return dict(metrics=metrics | (language_scores(dense) if run.model in MODEL_SUITES else {}))
 
 
 def run_suite_quantization(
@@ -496,7 +511,7 @@ def run_suite_quantization(
     missing = [run for run in suite_quantization_runs(name, kind) if 'metrics' not in stored.get(run.key, {})]
     if missing:
         lvlm = load_lvlm(name, torch.float32)
-        base = evaluate(lvlm, missing[0].suite, progress=False)
+        base = evaluate(lvlm, missing[0].suite, limit=missing[0].limit or None, progress=False)
     for run in missing:
         row = record(run, lambda: measure_suite(lvlm, run, base))
         log(f'{run.method} {run.recipe} {run.purpose}, seed {run.seed}: {row["metrics"]["retention"]:.1f}')

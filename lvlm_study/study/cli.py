@@ -30,7 +30,7 @@ from ..data.instruction_data import load_llava_json
 from ..data.plain_benchmarks import plain_instructions
 from ..data.toy_benchmarks import instructions
 from ..efficiency.costs import estimate_cost, estimate_recovery, load_meta, mean_tokens, parse_dtype, take_rows
-from ..efficiency.engines import check_engine, check_engine_name, engine_rules, export_files
+from ..efficiency.engines import check_engine, check_engine_name, check_original, engine_rules, export_files
 from ..efficiency.engines import require_engine
 from ..evaluation.benchmarks import SUITES, open_suite
 from ..evaluation.evaluate import evaluate, question_table, read_records, records_origin, take_per_benchmark
@@ -680,7 +680,7 @@ def lvlm_export(
     if check:
         require_engine(engine)  # Raises before long work, as the next line does
     if check and original:
-        load_meta(original)
+        check_original(*map(load_meta, (folder, original)))
     made = export_files(folder, engine, type, out or None, force=force)
     path, *beside = made['files']
     result = dict(file=path.name, megabytes=round(made['megabytes'], 3), engine=check_engine_name(engine)[0])

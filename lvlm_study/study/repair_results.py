@@ -35,7 +35,7 @@ from ..data.instruction_data import nested_subset
 from ..efficiency.timing import held_megabytes
 from ..evaluation.evaluate import evaluate
 from ..evaluation.language import ENGLISH_TEXTS, english_text, language_scores
-from ..evaluation.results import MODEL_SUITES
+from ..evaluation.results import MODEL_SUITES, REAL_LIMIT
 from ..evaluation.statistics import average_score, paired_retention, retention_above_chance
 from ..evaluation.verdicts import DRAWS, FEWEST_SEEDS, Effect, effect_of, mean_with_draws
 from ..importance.attention_sink import sink_layers, trace_sinks
@@ -52,7 +52,7 @@ from ..pruning.surgery import apply_plan
 from ..pruning.width_pruning import width_plan
 from ..recovery.losses import Recovery
 from ..recovery.recovery import merge_adapters, prepare_student
-from .runner import REAL_LIMIT, original_model, plan_for_run, recovery_data
+from .runner import original_model, plan_for_run, recovery_data
 
 # %% ../../nbs/study/repair_results.ipynb #7e500010
 def _license_text(folder=Path('/usr/share/common-licenses')):

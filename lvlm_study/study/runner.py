@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['CALIBRATION_SAMPLES', 'QUICK_RATIOS', 'QUICK_TRAINABLE', 'ALL_RATIOS', 'CALIBRATION_SEEDS', 'RECOVERY_FRACTION',
-           'MIDDLE_RATIOS', 'LAYER_CRITERIA', 'WIDTH_CRITERIA', 'FEWER_SAMPLES', 'REAL_LIMIT', 'REAL_FRACTION',
-           'OTHER_SUITES', 'LAYER_RIVALS', 'SEEDED_PRESETS', 'PRESETS', 'PURPOSE_RUNS', 'BATCH_SIZE', 'EXPERIMENTS',
-           'quick_runs', 'pruning_runs', 'criteria_runs', 'scoring_runs', 'trainable_runs', 'loss_runs', 'data_runs',
+           'MIDDLE_RATIOS', 'LAYER_CRITERIA', 'WIDTH_CRITERIA', 'FEWER_SAMPLES', 'REAL_FRACTION', 'OTHER_SUITES',
+           'LAYER_RIVALS', 'SEEDED_PRESETS', 'PRESETS', 'PURPOSE_RUNS', 'BATCH_SIZE', 'EXPERIMENTS', 'quick_runs',
+           'pruning_runs', 'criteria_runs', 'scoring_runs', 'trainable_runs', 'loss_runs', 'data_runs',
            'extra_recipe_runs', 'smol_runs', 'run_grid', 'needed_criteria', 'recovery_data', 'run_scores',
            'run_importance', 'original_model', 'plan_for_run', 'student_for_run', 'run_model', 'run_all']
 
@@ -28,7 +28,7 @@ from ..evaluation.benchmarks import SUITES
 from ..evaluation.evaluate import evaluate
 from ..evaluation.grading import check_rule
 from ..evaluation.language import language_scores
-from ..evaluation.results import BASE_RECIPE, MODEL_SUITES, PAPER_CRITERION
+from ..evaluation.results import BASE_RECIPE, MODEL_SUITES, PAPER_CRITERION, REAL_LIMIT
 from ..evaluation.statistics import average_score, paired_retention, retention_above_chance
 from ..evaluation.verdicts import pack_correct
 from ..importance.agreement import run_calibration
@@ -196,7 +196,6 @@ def extra_recipe_runs(
         yield _recovery_run('layer', r, m, BASE_RECIPE, seed=seed)
 
 # %% ../../nbs/study/runner.ipynb #74aaf10f
-REAL_LIMIT = 30  # Questions of each benchmark that a real model is asked
 REAL_FRACTION = 0.05  # Share of the data where its recipes are compared
 OTHER_SUITES = {'textqa': 100, 'easyvqa': 100, 'plain-text': REAL_LIMIT}  # Suite -> questions of each benchmark
 
