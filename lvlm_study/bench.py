@@ -15,8 +15,8 @@ __all__ = ['BACKWARD_KINDS', 'REAL_MODELS', 'SMALL_CONFIGS', 'BENCHMARKS', 'CHIL
            'random_picture', 'picture_sample', 'measure_taylor_memory_7b', 'measure_recovery_step_7b',
            'measure_speed_7b', 'last_logits', 'relative_distance', 'same_with_cache', 'zeroed_logits',
            'measure_exactness', 'Benchmark', 'score_benchmarks', 'recovery_benchmarks', 'surgery_benchmarks',
-           'peer_benchmarks', 'build_benchmarks', 'real_size_benchmarks', 'select_benchmarks', 'main', 'bench_command',
-           'child_command']
+           'peer_benchmarks', 'build_benchmarks', 'job_benchmarks', 'real_size_benchmarks', 'select_benchmarks', 'main',
+           'bench_command', 'child_command']
 
 # %% ../nbs/efficiency/bench.ipynb #9c8f014e
 import json
@@ -42,6 +42,7 @@ from transformers import AutoModelForImageTextToText, CLIPVisionConfig, LlamaCon
 from transformers import LlavaForConditionalGeneration, PhiConfig, SiglipVisionConfig
 from .core.store import Run, cache_dir, default_device, record
 from .efficiency.builds import EARLIER_BUILD, measure_large_data, time_evaluation, time_step
+from .efficiency.main_job import JOB_COUNTS, JOB_MODELS, job_run, measure_job_step
 from .efficiency.peers import PEERS, measure_peer
 from .importance.block_influence import block_influence, cosine_distance
 from .importance.importance import Scores, score
@@ -969,6 +970,15 @@ def build_benchmarks() -> list:
     }
     return [Benchmark(part, model, f'build: {what}', f) for part, (model, what, f) in parts.items()]
 
+
+def job_benchmarks() -> list:
+    "Each step of the main job, in a process of its own."
+    found = []
+    for name, step in product(JOB_MODELS, JOB_COUNTS):
+        measure = partial(run_child, 'measure_job_step', name, step)
+        found.append(Benchmark(step, name, job_run(name, step).purpose, measure))
+    return found
+
 # %% ../nbs/efficiency/bench.ipynb #a86fd027
 def real_size_benchmarks(
     small: bool = False,  # Tiny shapes instead, to try them without a GPU
@@ -1012,17 +1022,19 @@ BENCHMARKS = dict(
     surgery=surgery_benchmarks,
     peers=peer_benchmarks,
     build=build_benchmarks,
+    job=job_benchmarks,
     real_size=real_size_benchmarks,
 )
 CHILD_TASKS = dict(
     backward_growth=backward_growth,
     logits_growth=logits_growth,
     time_prune_checkpoint=time_prune_checkpoint,
+    measure_job_step=measure_job_step,
 )
 
 # %% ../nbs/efficiency/bench.ipynb #6e868d72
 def select_benchmarks(
-    name: str,  # 'scores', 'recovery', 'surgery', 'peers', 'build' or 'real_size'
+    name: str,  # 'scores', 'recovery', 'surgery', 'peers', 'build', 'job' or 'real_size'
     parts: Sequence[str] = (),  # Some of its parts; empty: all
     **options: object,  # Passed to the group: 'small' for real_size, 'folder' for surgery and peers
 ) -> list:  # Of `Benchmark`
@@ -1037,7 +1049,7 @@ def select_benchmarks(
 
 # %% ../nbs/efficiency/bench.ipynb #65e826e8
 def main(
-    name: str,  # 'scores', 'recovery', 'surgery', 'peers', 'build' or 'real_size'
+    name: str,  # 'scores', 'recovery', 'surgery', 'peers', 'build', 'job' or 'real_size'
     parts: Sequence[str] = (),  # Some of its parts; empty: all
     again: bool = False,  # Measure what is stored already?
     small: bool = False,  # real_size only: tiny shapes; nothing is stored
@@ -1065,7 +1077,7 @@ def main(
 # %% ../nbs/efficiency/bench.ipynb #6d7e02f7
 def bench_command(
     name: Param(
-        'scores, recovery, surgery, peers, build or real_size', str, choices=tuple(BENCHMARKS)
+        'scores, recovery, surgery, peers, build, job or real_size', str, choices=tuple(BENCHMARKS)
     ),  # Group of benchmarks
     parts: Param('some parts of it; none: all', str, nargs='*'),  # Words such as memory or speed
     again: bool = False,  # Measure what is stored already
