@@ -3,6 +3,8 @@
 import importlib.util
 import json
 import math
+import subprocess
+import sys
 from collections import Counter
 
 import numpy as np
@@ -26,13 +28,16 @@ from lvlm_study.data.plain_benchmarks import (
 from lvlm_study.data.toy_benchmarks import QuestionAnswer, benchmark_questions, training_image
 from lvlm_study.data.toy_images import IMAGE_MAKERS, make_page, page_lines, shapes_in
 from lvlm_study.evaluation.language import chat_answers, chat_blocks, perplexity, text_blocks
+from lvlm_study import Plan, apply_plan, recover, save_lvlm
 from lvlm_study.models import real_models
 from lvlm_study.models.real_models import merge_adapter, smol_chat_template, split_parts
 from lvlm_study.study import smol_training
 from lvlm_study.study.smol_training import PictureText, SmolExample, cell_words, pack_example, packed_answer_losses
 from lvlm_study.study.smol_training import share_of_right_answers, writing_losses
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
+from transformers import LlamaConfig, LlamaForCausalLM
 
 HAS_GGUF = importlib.util.find_spec('gguf') is not None
 
@@ -327,3 +332,60 @@ def test_a_gguf_file_becomes_an_ordinary_checkpoint(tmp_path):
     model = AutoModelForCausalLM.from_pretrained(folder)
     assert np.array_equal(model.model.layers[0].mlp.down_proj.weight.detach().numpy(), weights['blk.0.ffn_down'])
     assert model.config.num_key_value_heads == 2 and not list(tmp_path.glob('*.partial'))
+
+
+# Saved for the world
+
+IN_A_CLEAN_PROCESS = """
+import sys
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForImageTextToText, AutoProcessor
+model = AutoModelForImageTextToText.from_pretrained(sys.argv[1], dtype='float32')
+AutoProcessor.from_pretrained(sys.argv[1])
+tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+logits = model(**load_file(sys.argv[2])).logits
+save_file(dict(logits=logits.detach().contiguous()), sys.argv[3])
+print('tied' if tied else 'apart', 'lvlm_study' in sys.modules)
+"""
+
+
+def small_language_model(folder):
+    "A LLaMA with random weights and a tied head, whose tokenizer has the token that stands for a patch."
+    tokenizer = load_lvlm('tiny-llava').tokenizer
+    tokenizer.add_special_tokens(dict(additional_special_tokens=[real_models.SMOL_IMAGE_TOKEN]))
+    sizes = dict(hidden_size=64, intermediate_size=96, num_hidden_layers=4, num_attention_heads=4)
+    ends = dict(bos_token_id=1, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+    config = LlamaConfig(**sizes, **ends, num_key_value_heads=2, vocab_size=len(tokenizer), tie_word_embeddings=True)
+    tokenizer.save_pretrained(folder)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize('kind', ['random', 'smol-llava'])
+def test_pruned_and_healed_it_loads_elsewhere(kind, tmp_path):
+    "Stock transformers in a process of its own: the head is still tied, and the logits are the same."
+    if kind == 'random':
+        lvlm = real_models.build_smol_llava(language_model=small_language_model(tmp_path / 'lm'))
+    else:
+        try:
+            lvlm = load_lvlm(kind)
+        except FileNotFoundError as e:
+            pytest.skip(str(e))
+    L = len(lvlm.layers)
+    student = apply_plan(lvlm, Plan.of(lvlm, layers=[i for i in range(L) if i != L // 2]))
+    rows = plain_benchmarks.plain_instructions().select(range(4))
+    healed = recover(student, rows, 'sft', trainable='projector+lora', fraction=1, batch_size=4, progress=False).lvlm
+    before, after = (m.layers[0].mlp.down_proj.weight for m in (student, healed))
+    assert not torch.equal(before, after)
+    save_lvlm(healed, tmp_path / 'healed')
+    picture = next(row['images'][0] for row in rows if row['images'])
+    prompt = '<reponame>What is red?'
+    inputs = lvlm.processor(images=picture, text=prompt, return_tensors='pt')
+    inputs = {name: t.contiguous() for name, t in inputs.items()}
+    save_file(inputs, tmp_path / 'inputs.safetensors')
+    files = [str(tmp_path / name) for name in ('healed', 'inputs.safetensors', 'logits.safetensors')]
+    said = subprocess.run([sys.executable, '-c', IN_A_CLEAN_PROCESS, *files], capture_output=True, text=True, check=True)
+    assert said.stdout.split() == ['tied', 'False']
+    with torch.no_grad():
+        ours = healed.model.eval()(**inputs).logits
+    torch.testing.assert_close(load_file(files[2])['logits'], ours, atol=1e-4, rtol=1e-4)
