@@ -1,5 +1,6 @@
 # Two commands do everything, each with its own set-up in .venv: `make study` and `make test`.
 #   make study MODEL=tiny-bunny    the same on another study model
+#   make study MODEL=smol-llava    the same on a real language model, whose weights are fetched first (93 MB)
 #   make lab                       JupyterLab, open on the index with the reading order
 #   make docs                      the documentation site, in _site
 #   make test PYTHON=python3.12    another Python for the set-up (3.11 or newer)
@@ -16,6 +17,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 # The rows of this machine go to .study, beside those that came with the project in nbs/results.
 study: export LVLM_RESULTS = $(CURDIR)/.study
 study: $(STAMP)
+	@[ "$(MODEL)" != smol-llava ] || $(BIN)/python -m pip install -qq -e '.[real]'
 	@mkdir -p $(LVLM_RESULTS)
 	@$(BIN)/lvlm_study run --preset quick --models "$(MODEL)"
 	@$(BIN)/lvlm_study draw

@@ -7,6 +7,9 @@ from conftest import free_port, outside
 from guards import FIGURES, NBS, ROOT, notebooks
 from refresh import SKIP
 
+sys.path.append(str(ROOT / 'docs'))
+import frames
+
 # Milliseconds from a key to a new picture: wanted, and the most that passes on a busy machine.
 TARGET, BOUND = 300, 5000
 
@@ -30,6 +33,14 @@ def has_widget(nb):
 FOUND = [nb for nb in notebooks() if has_widget(nb)]
 
 
+def test_what_a_widget_needs_is_kept():
+    for nb in FOUND:
+        whole = without_skipped(nb)
+        kept = needed(whole)
+        assert [c for c in whole if builds_widget(c)] == [c for c in kept if builds_widget(c)] != []
+        assert len(kept) < len(whole)
+
+
 def test_notebooks_with_widgets_are_found():
     wanted = {
         '00_tour',
@@ -43,9 +54,31 @@ def test_notebooks_with_widgets_are_found():
 
 
 def without_skipped(nb):
-    "The notebook without the cells that tests skip: JupyterLab knows nothing of flags."
-    skipped = [c for c in nb.code if SKIP & c.flags or re.search(r'#\|\s*eval:\s*false', c.source)]
-    return dict(nb.js, cells=[c.js for c in nb.cells if c not in skipped])
+    "The code cells that tests run: JupyterLab knows nothing of flags."
+    return [c for c in nb.code if not SKIP & c.flags and not re.search(r'#\|\s*eval:\s*false', c.source)]
+
+
+def builds_widget(c):
+    return not c.exported and bool(CALLS.search(c.source) or any(re.search(rf'\b{m}\(', c.source) for m in MAKERS))
+
+
+def needed(cells):
+    """The cells that build a widget, and those before them that they need.
+
+    `nbdev_test` runs whole notebooks; here only the widgets are looked at, in half the time."""
+    want, found = set(), []
+    for c in reversed(cells):
+        defined = set().union(*map(frames.defined, c.tree.body))
+        if builds_widget(c) or 'logging' in c.source or defined & want:
+            found.append(c)
+            want |= set().union(*map(frames.used, c.tree.body))
+    return found[::-1]
+
+
+def as_opened(nb):
+    "The notebook with its prose and, of its code, what the widgets need; the index is whole."
+    cells = without_skipped(nb) if nb.name == 'index' else needed(without_skipped(nb))
+    return dict(nb.js, cells=[c.js for c in nb.cells if not c.code or c in cells])
 
 
 @pytest.fixture(scope='module')
@@ -60,7 +93,7 @@ def lab(tmp_path_factory):
     for nb in [nb for nb in notebooks() if nb.name == 'index'] + FOUND:
         path = root / 'nbs' / f'{nb.name}.ipynb'
         path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps(without_skipped(nb)))
+        path.write_text(json.dumps(as_opened(nb)))
     tracker = own / 'lab' / '@jupyterlab' / 'notebook-extension' / 'tracker.jupyterlab-settings'
     tracker.parent.mkdir(parents=True)
     tracker.write_text('{"windowingMode": "none"}')  # all cells are in the page at once

@@ -319,8 +319,10 @@ def default_runs(
     model: str,  # Name of a study model
     method: str,  # 'layer' or 'width'
 ) -> pd.DataFrame:  # Some of its rows, all variants among them
-    "Rows pruned by the paper's criterion, on the calibration size that most of them share; all questions asked."
-    d = results[(results.model == model) & (results.method == method) & (results.limit == 0)]
+    "Rows pruned by the paper's criterion, on the calibration size that most share, asked what the model is asked."
+    asked = _asked(results, model)
+    d = results[(results.model == model) & (results.method == method) & (results.limit == asked['limit'])]
+    d = d[d.suite == asked['suite']]
     d = d[(d.criterion == PAPER_CRITERION[method]) & (d.get('rule', 'published') == 'published')]
     return d[d.calibration == _most_common(d.calibration)] if len(d) else d
 
@@ -335,7 +337,8 @@ def recovery_results(
     "Recovered models of one family, one row a run; low and high are the interval over the questions, in percent."
     index = ['recipe', 'trainable', 'ratio', 'fraction', 'seed']
     columns = [*index, 'retention', 'low', 'high', 'actual_ratio']
-    d = _retention_rows(default_runs(results, model, method), budget=budget)
+    d = default_runs(results, model, method)
+    d = _retention_rows(d, budget=budget, size_match=_at_equal_size(model, method))
     if not len(d):
         return pd.DataFrame(columns=columns)
     d = d.pivot_table(index=index, columns='metric', values='value', aggfunc='mean').reset_index()
@@ -387,7 +390,8 @@ def measured_trainable_lines(
     "Retention without recovery, with the projector trained, and with LoRA as well, trained on the answers alone."
     lines = {}
     for method in ('width', 'layer'):
-        pruned = retention_curve(default_runs(results[method], model, method), model, method)
+        matched = _at_equal_size(model, method)
+        pruned = retention_curve(default_runs(results[method], model, method), model, method, size_match=matched)
         lines[method, 'none'] = pd.Series(dtype=float)
         if len(pruned):
             lines[method, 'none'] = pruned.set_index('actual_ratio').retention
@@ -441,15 +445,15 @@ def retention_by_fraction(
     "Retention by fraction of the data, for the seeds that all fractions share; fraction 0 is the pruned model itself."
     names = dict(retention_low='low', retention_high='high')
     columns = ['fraction', 'seed', 'retention', *names]
-    r = default_runs(results, model, method)
+    r, matched = default_runs(results, model, method), _at_equal_size(model, method)
     r = r[(r.recipe == recipe) & (r.trainable == trainable) & np.isclose(r.ratio, ratio)]
-    all_data = _retention_rows(r[r.fraction == 1])
-    d = pd.concat([_retention_rows(r[r.fraction < 1], budget=budget), all_data])
+    all_data = _retention_rows(r[r.fraction == 1], size_match=matched)
+    d = pd.concat([_retention_rows(r[r.fraction < 1], budget=budget, size_match=matched), all_data])
     if not len(d):
         return pd.DataFrame(columns=['fraction', 'seed', 'retention', *names.values()])
     d = d.pivot_table(index=['fraction', 'seed'], columns='metric', values='value', aggfunc='mean').reset_index()
     parts = [common_seeds(d.assign(ratio=ratio), 'fraction')[columns]]
-    pruned = pruned_by_ratio(default_runs(bare, model, method), model, method).reset_index()
+    pruned = pruned_by_ratio(default_runs(bare, model, method), model, method, size_match=matched).reset_index()
     pruned = pruned[np.isclose(pruned.ratio, ratio)]
     if len(pruned):
         parts.insert(0, pruned.assign(fraction=0.0)[columns])

@@ -201,9 +201,11 @@ OTHER_SUITES = {'textqa': 100, 'easyvqa': 100, 'plain-text': REAL_LIMIT}  # Suit
 
 
 def _real(runs, fraction=None):
-    "Runs as a real model is asked: in plain words, on fewer questions, and recovered on less data."
+    "Runs as a real model is asked: in plain words, on fewer questions, at equal size, and recovered on less data."
     for run in runs:
         run = replace(run, suite=MODEL_SUITES.get(run.model, run.suite), limit=REAL_LIMIT)
+        if run.method == 'width' and run.recipe != 'none':
+            run = replace(run, size_match=True)  # As large as the layer-pruned model beside it
         yield replace(run, fraction=fraction) if fraction and run.recipe != 'none' else run
 
 
