@@ -18,7 +18,7 @@ from lvlm_study.efficiency.llama_cpp import EngineMissing
 from lvlm_study.efficiency.onnx_files import engine_version, onnx_refusal, write_onnx
 from lvlm_study.efficiency.quantization import quantize
 from lvlm_study.models.architecture import LVLM
-from lvlm_study.models.loading import load_lvlm, save_lvlm
+from lvlm_study.models.loading import load_lvlm, refuse_packed_copy, save_lvlm
 from lvlm_study.pruning.plan import Plan
 from lvlm_study.pruning.surgery import apply_plan
 from lvlm_study.study import cli
@@ -176,7 +176,7 @@ def packed(kind, plain=False):
 def test_a_quantized_copy_is_not_written(tmp_path, any_engine, monkeypatch):
     monkeypatch.setattr(engines, '_write_for', lambda *args: pytest.fail('a file was written'))
     for write in (write_gguf, write_onnx):
-        with pytest.raises(ValueError, match='a copy with int8 weights is there to run'):
+        with pytest.raises(ValueError, match='a copy with int8 weights'):
             write(packed('int8'), tmp_path / 'x')
     for engine in ENGINES:
         with pytest.raises(ValueError, match='a copy with int8 weights'):
@@ -187,8 +187,8 @@ def test_a_quantized_copy_is_not_written(tmp_path, any_engine, monkeypatch):
 
 
 def test_rounded_numbers_go_into_graphs_alone(tmp_path):
-    onnx_files.refuse_packed_copy(packed('Q8_0', plain=True))
-    onnx_files.refuse_packed_copy(quantize(load_lvlm('tiny-gqa'), 'Q8_0'))
+    refuse_packed_copy(packed('Q8_0', plain=True))
+    refuse_packed_copy(quantize(load_lvlm('tiny-gqa'), 'Q8_0'))
     with pytest.raises(ValueError, match='a copy with Q8_0 weights'):
         write_gguf(quantize(load_lvlm('tiny-gqa'), 'Q8_0'), tmp_path / 'x.gguf', 'Q8_0')
 
@@ -366,6 +366,53 @@ def test_the_command_refuses_such_an_original_before_it_writes(any_engine, tmp_p
         with pytest.raises(ValueError, match=why):
             cli.lvlm_export('tiny-gqa', out=file, check=True, original=original)
         assert not file.exists()
+
+
+def test_the_command_knows_the_room_before_it_writes(tmp_path, monkeypatch):
+    monkeypatch.setattr(cli, 'require_engine', lambda *args: None)
+    short = model_of(LlamaConfig(**GROUPED | dict(vocab_size=800), max_position_embeddings=40))
+    tokens = load_lvlm('tiny-llava').tokenizer
+    save_lvlm(LVLM(short.model, tokenizer=tokens), tmp_path / 'short')
+    with pytest.raises(ValueError, match='the prompt of a check has [0-9]+ tokens, and the model has room for 40'):
+        cli.lvlm_export(tmp_path / 'short', check=True, type='F32')
+    few = model_of(LlamaConfig(**GROUPED))
+    save_lvlm(LVLM(few.model, tokenizer=tokens), tmp_path / 'few')
+    with pytest.raises(ValueError, match='has no embedding in few, which has 101'):
+        cli.lvlm_export(tmp_path / 'few', check=True, type='F32')
+    assert not list(tmp_path.glob('*/*.gguf'))
+
+
+def test_places_that_take_no_file(saved, tmp_path, monkeypatch):
+    monkeypatch.setattr(engines, 'load_lvlm', lambda *args, **more: pytest.fail('weights were loaded'))
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(NotADirectoryError, match='file is a file, so x.gguf cannot lie below it'):
+        export(saved, out=tmp_path / 'file' / 'x.gguf')
+    with pytest.raises(PermissionError, match='no files can be written below /proc'):
+        export(saved, out='/proc/x.gguf')
+    usage = SimpleNamespace(free=1000)
+    monkeypatch.setattr('shutil.disk_usage', lambda folder: usage)
+    with pytest.raises(OSError, match='x.gguf needs .* GB, and 1e-06 GB are free on its disk'):
+        export(saved, out=tmp_path / 'x.gguf')
+    assert [p.name for p in tmp_path.iterdir()] == ['file']
+
+
+def test_why_a_file_is_not_right(any_engine, saved):
+    file = export(saved, kind='F32', out=saved / 'right.gguf')
+    any_engine.off = 0.5
+    found = check_engine(saved, kind='F32', file=file, words=4)
+    assert not found['ok'] and 'its logits differ from those of PyTorch by 50.00% of the largest' in found['reason']
+    any_engine.off = float('nan')
+    assert check_engine(saved, kind='F32', file=file, words=4)['reason'] == 'its logits are not finite'
+
+
+def test_weights_that_are_no_numbers_are_not_exported(saved, tmp_path):
+    lvlm = load_lvlm(saved)
+    with torch.no_grad():
+        lvlm.layers[0].mlp.up_proj.weight[0, 0] = torch.nan
+    save_lvlm(lvlm, tmp_path / 'broken')
+    with pytest.raises(ValueError, match='up_proj.weight holds values that are not finite: answers would be'):
+        export(tmp_path / 'broken', kind='F32')
+    assert not list((tmp_path / 'broken').glob('*.gguf'))
 
 
 def test_a_loaded_model_is_saved_first(tmp_path):

@@ -1,11 +1,14 @@
 "Quantizers: bytes counted on tensors, errors where nothing happens, and real packages where they are installed."
 
+import copy
+from dataclasses import replace
 import numpy as np
 import pytest
 import torch
 from test_costs import CONFIGS
 from test_engines import small
 from lvlm_study.core.store import Run, read_rows
+from lvlm_study.data.toy_benchmarks import instructions
 from lvlm_study.efficiency.engines import export
 from lvlm_study.efficiency.llama_cpp import EngineMissing
 from lvlm_study.efficiency.onnx_files import engine_version
@@ -14,9 +17,12 @@ from lvlm_study.efficiency.quantization import perplexity_ratio, pruned_for, qua
 from lvlm_study.efficiency.quantization import quantization_runs, quantize, suite_quantization_runs
 from lvlm_study.efficiency.quantization import text_pieces, train_on_text, weight_bytes
 from lvlm_study.evaluation.evaluate import answer_batch
+from lvlm_study.importance.importance import score
 from lvlm_study.models.loading import load_lvlm, save_lvlm
 from lvlm_study.pruning.plan import Plan
+from lvlm_study.pruning.repair import repair
 from lvlm_study.pruning.surgery import apply_plan
+from lvlm_study.recovery.recovery import recover
 
 PACKAGE_KINDS = {kind: package for kind, (package, _, _) in QUANTIZERS.items()}
 
@@ -131,7 +137,7 @@ def test_intervals_are_paired():
 def test_stored_rows_belong_to_the_comparison():
     known = {run.key for run in quantization_runs('SmolLM2-135M')}
     assert len(known) == 6 + 6 * 17
-    names, kinds = ('tiny-llava', 'tiny-bunny', 'tiny-internvl', 'tiny-gqa'), ('int8', 'Q4_0')
+    names, kinds = ('tiny-llava', 'tiny-bunny', 'tiny-internvl', 'tiny-gqa', 'smol-llava'), ('int8', 'Q4_0')
     answers = {run.key for name in names for kind in kinds for run in suite_quantization_runs(name, kind)}
     assert set(read_rows('quantization')) <= known | answers and not known & answers
     whole = quantization_results().query("method == 'none'").set_index('kind')
@@ -208,3 +214,30 @@ def test_no_cache_is_quantized():
     lvlm.model.generation_config.cache_implementation = 'quantized'
     rows = [dict(images=[], messages=[dict(role='user', content='What is this?')])]
     assert answer_batch(lvlm, rows, use_images=False) == answer_batch(load_lvlm('tiny-llava'), rows, use_images=False)
+
+
+@pytest.mark.parametrize('kind', ['Q8_0', 'Q4_0'])
+def test_a_copy_is_not_trained(lvlm, kind):
+    "Trained, its numbers would leave the grid that its name and its bytes speak of."
+    copied = quantize(lvlm, kind)
+    with pytest.raises(ValueError, match=f'a copy with {kind} weights is there to run'):
+        recover(copied, instructions('recovery', 2), 'sft', progress=False)
+    with pytest.raises(ValueError, match=f'a copy with {kind} weights is there to run'):
+        train_on_text(copied, steps=1)
+
+
+def test_packed_weights_are_not_read_as_numbers(lvlm):
+    packed = replace(lvlm, model=copy.copy(lvlm.model))
+    packed.model.quantized_by = 'int8'
+    rows = instructions('recovery', 2)
+    for work in (lambda: score(packed, rows, 'bi', progress=False), lambda: repair(lvlm, packed, rows, progress=False)):
+        with pytest.raises(ValueError, match='a copy with int8 weights is packed: make_dense'):
+            work()
+
+
+def test_numbers_that_are_none_are_named(lvlm):
+    broken = replace(lvlm, model=copy.deepcopy(lvlm.model))
+    with torch.no_grad():
+        broken.layers[0].mlp.up_proj.weight[0, 0] = torch.nan
+    with pytest.raises(ValueError, match='mlp.up_proj.weight holds values that are not finite: rounded weights'):
+        quantize(broken, 'Q8_0')

@@ -982,3 +982,36 @@ def test_functions_replace_no_folder_that_nothing_here_has_written(tmp_path):
         with pytest.raises(FileExistsError, match='no command here has written|is a file'):
             prune_checkpoint(source, place, plan, force=True)
     assert (precious / 'thesis.txt').read_text() == 'x' and file.read_text() == '[]'
+
+
+def test_a_save_that_fails_leaves_nothing(tmp_path, monkeypatch):
+    "Whole or not at all: on a full disk, or where the processor cannot be written."
+    lvlm = load_lvlm('tiny-gqa')
+
+    def fails(*args, **more):
+        raise RuntimeError('no room')
+
+    for layout in ('newest', 'older'):
+        with monkeypatch.context() as patched, pytest.raises(RuntimeError, match='no room'):
+            patched.setattr(type(lvlm.processor), 'save_pretrained', fails)
+            save_lvlm(lvlm, tmp_path / 'm', layout=layout)
+        assert list(tmp_path.iterdir()) == []
+    save_lvlm(lvlm, tmp_path / 'm')
+    kept = sorted(p.name for p in (tmp_path / 'm').iterdir())
+    with monkeypatch.context() as patched, pytest.raises(RuntimeError):
+        patched.setattr(type(lvlm.processor), 'save_pretrained', fails)
+        save_lvlm(load_lvlm('tiny-gqa'), tmp_path / 'm', force=True)
+    assert sorted(p.name for p in (tmp_path / 'm').iterdir()) == kept and len(list(tmp_path.iterdir())) == 1
+
+
+def test_places_that_hold_no_folder(tmp_path, monkeypatch):
+    lvlm = load_lvlm('tiny-gqa')
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(NotADirectoryError, match='file is a file, so x cannot lie below it'):
+        save_lvlm(lvlm, tmp_path / 'file' / 'x')
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises((ValueError, FileExistsError), match='exists already|is a folder that no command'):
+        save_lvlm(lvlm, '.', force=False)
+    with pytest.raises(PermissionError, match='no files can be written below /proc'):
+        save_lvlm(lvlm, '/proc/x')
+    assert [p.name for p in tmp_path.iterdir()] == ['file']

@@ -34,10 +34,12 @@ from .gguf_files import GGUF_TYPES, file_widths, gguf_refusal, stated_type, writ
 from .llama_cpp import EngineMissing, EngineModel, LlamaCpp, find_llama_cpp
 from .llama_cpp import llama_cpp_version, processor_time
 from .onnx_files import OnnxModel, check_onnx_writer, engine_version, onnx_refusal
-from .onnx_files import refuse_packed_copy, write_onnx
+from .onnx_files import write_onnx
 from ..importance.importance import Scores
 from ..models.architecture import LVLM, parameter_sizes
-from ..models.loading import is_heterogeneous, load_lvlm, model_inputs, named_folder, refuse_quantized_copy
+from ..models.loading import check_finite, check_ids, is_heterogeneous, load_lvlm, model_inputs, named_folder
+from ..models.loading import refuse_packed_copy, refuse_quantized_copy
+from ..models.safetensors_files import check_place
 from ..pruning.plan import make_plan
 from ..pruning.surgery import apply_plan
 from ..pruning.width_pruning import width_plan
@@ -159,7 +161,11 @@ def export_files(
         file_widths(meta, multiple)
     else:
         check_onnx_writer()
-    notes = _write_for(load_lvlm(folder, dtype=torch.float32), path, engine, kind, multiple)
+    bytes_each = dict(F32=4, F16=2, Q8_0=34 / 32, Q4_0=18 / 32)[kind]
+    check_place(path, bytes_each * parameter_sizes(meta)['lm'])
+    lvlm = load_lvlm(folder, dtype=torch.float32)
+    check_finite(lvlm, 'answers')
+    notes = _write_for(lvlm, path, engine, kind, multiple)
     files = [file for file in _paths_of(path, engine) if file.exists()]
     return dict(files=files, megabytes=sum(file.stat().st_size for file in files) / 1e6, notes=notes)
 
@@ -202,10 +208,15 @@ def check_words(
     lvlm: LVLM,  # A model of any family
     words: int,  # Number of words that are to be written after the prompt
 ) -> int:  # Tokens of the longest sequence
-    "Room for the prompt and words after it; ValueError that names the most words that there is room for."
-    prompt = _probe(lvlm)['input_ids'].shape[1]
+    "Room for the prompt and words after it; ValueError that names the most that fit, or a token without embedding."
+    ids = _probe(lvlm)['input_ids']
+    if not lvlm.architecture.vision:
+        check_ids(lvlm, ids)
+    prompt = ids.shape[1]
     limit = getattr(lvlm.config.get_text_config(), 'max_position_embeddings', 512)
     context = min(max(512, prompt + 64), limit)
+    if prompt >= context:
+        raise ValueError(f'the prompt of a check has {prompt} tokens, and the model has room for {context}')
     if prompt + words > context:
         raise ValueError(f'at most {context - prompt} words fit after the prompt of {prompt} tokens, not {words:,}')
     return context
@@ -390,6 +401,18 @@ def is_right(
     all_words = found['kind'] == 'F16' or found['equal_words'] == found['words']
     return bool(found['difference_share'] <= 0.02 and all_words)
 
+
+def _why_not(found):
+    "In a sentence, what is wrong with a file that loads; '' where nothing is."
+    if is_right(found):
+        return ''
+    if not np.isfinite(found['difference_share']):
+        return 'its logits are not finite'
+    return (
+        f'its logits differ from those of PyTorch by {found["difference_share"]:.2%} of the largest, and '
+        f'{found["equal_words"]} of {found["words"]} tokens are equal: is it a file of this model?'
+    )
+
 # %% ../../nbs/efficiency/engines.ipynb #a155234c
 def _check_type(path, kind):
     "FileNotFoundError without a file, ValueError where a GGUF file says that it is of another type."
@@ -437,6 +460,7 @@ def check_engine(
     metas = [m if m is None or isinstance(m, LVLM) else load_meta(m) for m in (folder, original)]
     _check_models(*metas, engine, multiple, words)
     lvlm, whole = map(_in_float32, (folder, original))
+    check_finite(lvlm, 'answers')
     found = dict(engine=engine, version=installed_version(engine), kind=kind)
     with tempfile.TemporaryDirectory() as place:
         first_file = None if whole is None else _file_in(place, whole, engine, kind)
@@ -445,7 +469,7 @@ def check_engine(
             found |= _check_file(made, lvlm, engine, words, first_file, whole)
         except ValueError as e:
             return found | dict(loads=False, ok=False, reason=str(e))
-    return found | dict(ok=is_right(found))
+    return found | dict(ok=is_right(found), reason=found['reason'] or _why_not(found))
 
 # %% ../../nbs/efficiency/engines.ipynb #65917183
 def scores_by_chance(

@@ -38,7 +38,7 @@ from ..evaluation.statistics import average_score, paired_retention
 from ..importance.importance import score
 from ..models.architecture import LVLM, check_lvlm
 from ..models.linear_speed import fast_linear
-from ..models.loading import load_lvlm, refuse_quantized_copy
+from ..models.loading import check_finite, load_lvlm, refuse_quantized_copy
 from ..pruning.layer_pruning import layer_plan
 from ..pruning.repair import repair
 from ..pruning.surgery import apply_plan
@@ -168,6 +168,7 @@ def quantize(
     its package is not installed."""
     refuse_quantized_copy(check_lvlm(lvlm))
     _check_quantizer(kind)
+    check_finite(lvlm, 'rounded weights')
     _, work, option = QUANTIZERS[kind]
     small = replace(lvlm, model=copy.deepcopy(lvlm.model))
     with warnings.catch_warnings():
@@ -277,6 +278,7 @@ def train_on_text(
     losses: list | None = None,  # A list that gets the loss of each step
 ) -> LVLM:  # The trained model, adapters merged
     "A short course of LoRA on text that importance scores may be computed on, never on text that is tested on."
+    refuse_quantized_copy(check_lvlm(student, 'student'))
     rank = TEXT_COURSE['lora_rank']
     settings = recovery_settings(
         'sft', trainable='lora', lora_rank=rank, lora_alpha=2 * rank, lora_dropout=0, seed=seed

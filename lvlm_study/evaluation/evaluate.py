@@ -30,7 +30,8 @@ from .metrics import reference_answers, yes_no
 from .statistics import BenchmarkTable, benchmark_table
 from ..models.architecture import LVLM, check_lvlm
 from ..models.linear_speed import fast_linear
-from ..models.loading import check_finite, eval_mode, fingerprint, model_inputs, source_folders
+from ..models.loading import check_finite, eval_mode, fingerprint, model_inputs, refuse_packed_copy
+from ..models.loading import source_folders
 from ..models.safetensors_files import refuse_overlap
 
 # %% ../../nbs/evaluation/evaluate.ipynb #18072e8c
@@ -387,7 +388,7 @@ def evaluate(
     check_rule(rule)
     _check_options(suite, use_images, limit=limit, batch_size=batch_size, max_new_tokens=max_new_tokens, every=every)
     ds = open_suite(suite, folder)
-    check_lvlm(lvlm)
+    refuse_packed_copy(check_lvlm(lvlm))
     check_finite(lvlm)
     if records:
         refuse_overlap(records, source_folders(lvlm))

@@ -38,6 +38,7 @@ from .taylor import magnitude_scores, random_scores, taylor_scores, wanda_scores
 from ..models.architecture import LVLM, check_lvlm, parameter_sizes
 from ..models.loading import check_finite, eval_mode, fingerprint, model_inputs, source_folders
 from ..models.safetensors_files import check_complete, read_json, refuse_overlap
+from ..models.loading import refuse_packed_copy
 
 # %% ../../nbs/importance/importance.ipynb #14f4733f
 CRITERION_NEEDS = dict(
@@ -489,6 +490,7 @@ def score(
     for criterion in criteria:
         if criterion not in CRITERION_NEEDS:
             raise ValueError(f'unknown criterion {criterion!r}: choose from {", ".join(CRITERIA)}')
+    refuse_packed_copy(lvlm)
     data = CalibrationSet(lvlm, batches, batch_size, limit, use_images)
     check_scoring(lvlm, data, criteria, reference)
     settings = dict(criteria=criteria, tokens=tokens, use_images=use_images, seed=seed, reference=reference)

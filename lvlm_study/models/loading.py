@@ -8,7 +8,7 @@ __all__ = ['PROCESSOR_CLASSES', 'TORCH_DTYPES', 'FEATURE_TYPES', 'named_folder',
            'MissingProcessor', 'load_processor', 'common_dtype', 'check_placement', 'load_lvlm', 'image_text',
            'rgb_image', 'processed_images', 'input_names', 'image_inputs', 'takes_features', 'image_token_mask',
            'generate_greedy', 'eval_mode', 'check_finite', 'check_ids', 'model_inputs', 'answer_loss', 'fingerprint',
-           'model_card', 'source_folders', 'refuse_quantized_copy', 'save_lvlm']
+           'model_card', 'source_folders', 'refuse_quantized_copy', 'refuse_packed_copy', 'save_lvlm']
 
 # %% ../../nbs/models/loading.ipynb #37730edf
 import hashlib
@@ -37,7 +37,7 @@ from .conversion import TileProcessor, load_original, original_folder, refuse_mi
 from .older_layout import releases_that_read, use_older_names
 from .real_models import gguf_folder, real_models, smol_llava_folder
 from .safetensors_files import SCALE_SUFFIX, check_complete, read_json, refuse_adapter, refuse_overlap
-from .safetensors_files import refuse_foreign_folder
+from .safetensors_files import check_place, refuse_foreign_folder
 from .safetensors_files import refuse_quantized, refuse_unprunable, replace_folder, stored_numbers
 from .safetensors_files import weight_files
 from .study_models import STUDY_MODELS_FOLDER, study_models
@@ -539,7 +539,8 @@ def check_finite(
     for name, p in lvlm.model.named_parameters():
         if not name.startswith(inside):
             continue
-        looked_at = p.is_floating_point() and p.element_size() > 1 and not p.is_meta
+        packed = getattr(lvlm.model, 'quantized_by', '') and type(p) is not nn.Parameter
+        looked_at = p.is_floating_point() and p.element_size() > 1 and not p.is_meta and not packed
         if looked_at and not torch.isfinite(p).all():
             raise ValueError(f'{name} holds values that are not finite: {what} would be meaningless')
 
@@ -641,7 +642,7 @@ def source_folders(
         places.append(getattr(model, 'folder', None) or getattr(getattr(model, 'model', None), 'name_or_path', None))
     return [Path(place) for place in places if place and Path(place).is_dir()]
 
-# %% ../../nbs/models/loading.ipynb #9eeef726
+
 def refuse_quantized_copy(
     lvlm: LVLM,  # A model that is to be pruned, saved or quantized
 ) -> None:
@@ -649,6 +650,29 @@ def refuse_quantized_copy(
     kind = getattr(lvlm.model, 'quantized_by', '')
     if kind:
         raise ValueError(f'a copy with {kind} weights is there to run: prune or save the original, quantize afterwards')
+
+
+def refuse_packed_copy(
+    lvlm: LVLM,  # A model whose weights are to be read as plain numbers
+) -> None:  # Nothing; it only raises
+    "ValueError for a copy that `quantize` made, unless in Q8_0 or Q4_0: their weights are plain rounded numbers."
+    kind = getattr(lvlm.model, 'quantized_by', '')
+    if kind and not getattr(lvlm.model, 'group_weights', ()):
+        raise ValueError(f'a copy with {kind} weights is packed: make_dense gives one with the numbers that they stand for')
+
+# %% ../../nbs/models/loading.ipynb #9eeef726
+def _write_model(lvlm, folder, card, layout):
+    "Everything that belongs into the folder of a model."
+    lvlm.model.save_pretrained(folder)
+    if layout == 'older':
+        use_older_names(folder)
+    processor = lvlm.tokenizer if lvlm.processor is None else lvlm.processor
+    if processor is not None:
+        processor.save_pretrained(folder)
+    if lvlm.plan:
+        (folder / 'plan.json').write_text(json.dumps(lvlm.plan, indent=1))
+    read_by = f'Read by transformers: {releases_that_read(folder)}.'
+    (folder / 'README.md').write_text(model_card(lvlm, '\n\n'.join(filter(None, [card, read_by]))))
 
 
 def save_lvlm(
@@ -662,13 +686,13 @@ def save_lvlm(
 
     Raises FileExistsError where the folder exists and `force` is not set, ValueError where it is, holds or lies in the
     folder that the model was loaded from, for weights that count as quantized, for a copy that `quantize` made, and
-    for an unknown layout.
+    for an unknown layout; OSError where nothing can be written there, or the disk has too little room.
     """
     if not isinstance(folder, (str, Path)) or not str(folder):
         raise ValueError(f'a folder to write is named by a text or a path, not {folder!r}')
     if layout not in ('newest', 'older'):
         raise ValueError(f"a layout is 'newest' or 'older', not {layout!r}")
-    folder = Path(folder)
+    given, folder = Path(folder), Path(folder).absolute()
     partial = folder.with_name(folder.name + '.partial')
     for place in (folder, partial):
         refuse_overlap(place, source_folders(lvlm))
@@ -679,16 +703,11 @@ def save_lvlm(
         raise FileExistsError(f'{folder.name} exists already: choose another folder or say force=True')
     refuse_foreign_folder(folder)
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    lvlm.model.save_pretrained(partial)
-    if layout == 'older':
-        use_older_names(partial)
-    processor = lvlm.tokenizer if lvlm.processor is None else lvlm.processor
-    if processor is not None:
-        processor.save_pretrained(partial)
-    if lvlm.plan:
-        (partial / 'plan.json').write_text(json.dumps(lvlm.plan, indent=1))
-    read_by = f'Read by transformers: {releases_that_read(partial)}.'
-    (partial / 'README.md').write_text(model_card(lvlm, '\n\n'.join(filter(None, [card, read_by]))))
-    replace_folder(partial, folder)
-    return folder
+    check_place(folder, sum(p.numel() * p.element_size() for p in lvlm.model.parameters()))
+    try:
+        partial.mkdir(parents=True)
+        _write_model(lvlm, partial, card, layout)
+        replace_folder(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return given

@@ -7,12 +7,13 @@ __all__ = ['DTYPE_BYTES', 'ADAPTER_FILES', 'QUANTIZATION_FILES', 'DENSE_DTYPES',
            'SCALE_SUFFIX', 'WRITTEN_FILES', 'read_json', 'check_complete', 'StoredTensor', 'read_header', 'shard_list',
            'weight_files', 'quantization_method', 'dequantizing_advice', 'refuse_quantized', 'is_block_scaled',
            'refuse_adapter', 'stored_numbers', 'refuse_unprunable', 'refuse_overlap', 'kept_aside',
-           'refuse_foreign_folder', 'replace_folder']
+           'refuse_foreign_folder', 'check_place', 'replace_folder']
 
 # %% ../../nbs/models/safetensors_files.ipynb #5af37e03
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -281,9 +282,10 @@ def refuse_unprunable(
                 'give the dense original'
             )
     if any(folder.glob('*.gguf')) and not any(folder.glob('*.safetensors')):
-        raise ValueError(
-            f'{folder.name} is quantized (gguf): prune first, quantize afterwards; {dequantizing_advice("gguf")}'
-        )
+        name = folder.resolve().name
+        if (folder / 'config.json').is_file():
+            raise ValueError(f'{name} holds a config and a GGUF file, and no weights in safetensors: it is no checkpoint')
+        raise ValueError(f'{name} is quantized (gguf): prune first, quantize afterwards; {dequantizing_advice("gguf")}')
 
 # %% ../../nbs/models/safetensors_files.ipynb #5af37e27
 def refuse_overlap(
@@ -344,6 +346,26 @@ def refuse_foreign_folder(
     foreign = path.is_dir() and any(path.iterdir()) and not any((path / name).exists() for name in WRITTEN_FILES)
     if foreign:
         raise FileExistsError(f'{path.name} is a folder that no command here has written: remove it yourself')
+
+
+def check_place(
+    path: Path | str,  # A file or folder that is to be written
+    size: float = 0,  # Bytes that it will take at least
+) -> None:  # Nothing; it only raises
+    "OSError in one sentence where nothing can be written at a place, or where its disk has too little room."
+    path = Path(path).absolute()
+    folder = next(p for p in path.parents if p.exists())
+    if not path.name:
+        raise ValueError('a place to write has a name: the root of a disk is none')
+    if not folder.is_dir():
+        raise NotADirectoryError(f'{folder.name} is a file, so {path.name} cannot lie below it: choose another place')
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            free = shutil.disk_usage(folder).free
+    except OSError:
+        raise PermissionError(f'no files can be written below {folder}: choose another place for {path.name}') from None
+    if size > free:
+        raise OSError(f'{path.name} needs {size / 1e9:.3g} GB, and {free / 1e9:.3g} GB are free on its disk')
 
 # %% ../../nbs/models/safetensors_files.ipynb #5af37e2b
 def replace_folder(

@@ -82,12 +82,12 @@ def _stock_check(folder, dtype, want):
     return 'plain transformers gives the same logits', difference == 0, f'largest difference {difference:.1g}'
 
 # %% ../../nbs/pruning/doctor.ipynb #a5aa3c81
-ENGINE_NAMES = {'ONNX Runtime': 'onnxruntime', 'OpenVINO': 'openvino', 'NF4 on CPU': 'bitsandbytes NF4'}
+ENGINE_NAMES = {'nf4 on cpu': 'bitsandbytes NF4'}  # Of `engine_rules`, in small letters
 
 
 def _wanted_multiple(engine):
     "The multiple that an engine asks for, by any of its names; 0 for none; ValueError for an unknown one."
-    return engine_multiple(ENGINE_NAMES.get(engine, engine)) if engine else 0
+    return engine_multiple(ENGINE_NAMES.get(str(engine).lower(), engine)) if engine else 0
 
 
 def _width_check(widths, engine):

@@ -318,8 +318,8 @@ def _read_plan(text):
 # %% ../../nbs/pruning/plan.ipynb #c0570201
 ENGINE_MULTIPLES = {
     'transformers': 8,
-    'onnxruntime': 8,
-    'openvino': 32,
+    'onnxruntime': 1,  # Any width: none was measured to cost anything
+    'openvino': 1,
     'llama.cpp': 32,
     'llama.cpp K-quants': 256,
     'bitsandbytes NF4': 64,
@@ -327,12 +327,14 @@ ENGINE_MULTIPLES = {
 
 
 def engine_multiple(
-    engine: str,  # One of `ENGINE_MULTIPLES`
+    engine: str,  # One of `ENGINE_MULTIPLES`, in letters of any size
 ) -> int:  # Channels
     "The number that an engine wants MLP widths to be multiples of; ValueError for an engine that is not listed."
-    if engine not in ENGINE_MULTIPLES:
+    names = {name.lower().replace(' ', ''): name for name in ENGINE_MULTIPLES}
+    name = names.get(engine.lower().replace(' ', '')) if isinstance(engine, str) else None
+    if name is None:
         raise ValueError(f'an engine is one of {", ".join(ENGINE_MULTIPLES)}, not {engine!r}')
-    return ENGINE_MULTIPLES[engine]
+    return ENGINE_MULTIPLES[name]
 
 
 def odd_width_note(
@@ -344,9 +346,9 @@ def odd_width_note(
         return ''
     many = f'{odd[0]:,}' if len(odd) == 1 else f'{odd[0]:,} to {odd[-1]:,}'
     return (
-        f'MLP widths of {many} are no multiples of 32: llama.cpp reads prompts more slowly at such widths than without '
-        'pruning, its files in 4 bits grow, and NF4 of bitsandbytes refuses them. A plan with `multiple=32` avoids '
-        'this, and `export` fills up such widths with zeros.'
+        f'MLP widths of {many} are no multiples of 32: llama.cpp reads prompts no faster at such widths than without '
+        'pruning, its files in 8 bits shrink less, and NF4 of bitsandbytes refuses them. A plan with `multiple=32` '
+        'avoids this, and `export` fills up such widths with zeros.'
     )
 
 # %% ../../nbs/pruning/plan.ipynb #9c653938

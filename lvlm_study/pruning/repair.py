@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from ..importance.calibration import CalibrationSet, TOKEN_KINDS, token_kinds
 from ..models.architecture import Architecture, LVLM, check_lvlm
-from ..models.loading import check_finite, eval_mode, model_inputs
+from ..models.loading import check_finite, eval_mode, model_inputs, refuse_packed_copy
 
 # %% ../../nbs/pruning/repair.ipynb #9e300010
 TOKENS_AT_ONCE = 2048  # Tokens whose products are added up together: enough for speed, little in memory
@@ -588,8 +588,8 @@ def repair(
 
     ValueError, in one sentence and before long work, for a teacher that the student was not pruned from, for
     calibration samples that cannot carry it, and for layers that are no sum of attention and MLP."""
-    check_lvlm(student, 'student')
-    check_lvlm(teacher, 'teacher')
+    for lvlm, role in ((student, 'student'), (teacher, 'teacher')):
+        refuse_packed_copy(check_lvlm(lvlm, role))
     layers = layers_of_teacher(student, teacher)
     gaps = layers != tuple(range(teacher.architecture.num_layers))
     check_repair(maps, target, where, ridge, gaps)

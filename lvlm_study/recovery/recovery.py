@@ -43,7 +43,7 @@ from ..core.store import atomic_write, hide_bar, read_curve_lines, seed_all, usu
 from ..data.instruction_data import nested_subset
 from ..models.architecture import LVLM, check_lvlm
 from ..models.linear_speed import fast_linear
-from ..models.loading import fingerprint, load_lvlm, save_lvlm, source_folders
+from ..models.loading import fingerprint, load_lvlm, refuse_quantized_copy, save_lvlm, source_folders
 from ..models.safetensors_files import read_json, refuse_overlap
 from .losses import DistillationModel, OLD_SETTINGS, Recovery, TRAINABLE, TrainingSamples
 from .losses import matched_layers, on_device, recovery_settings
@@ -715,7 +715,7 @@ def recover(
     if out is not None and not isinstance(out, (str, Path)):
         raise ValueError(f'out is a folder that keeps the result, not {out!r}')
     s = recovery_settings(recipe, trainable=trainable, fraction=fraction, seed=seed, **changes)
-    check_lvlm(student, 'student')
+    refuse_quantized_copy(check_lvlm(student, 'student'))
     given = isinstance(train, TrainingSamples)
     if not given and not hasattr(train, 'column_names'):
         kind = type(train).__name__

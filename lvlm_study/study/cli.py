@@ -30,8 +30,8 @@ from ..data.instruction_data import load_llava_json
 from ..data.plain_benchmarks import plain_instructions
 from ..data.toy_benchmarks import instructions
 from ..efficiency.costs import estimate_cost, estimate_recovery, load_meta, mean_tokens, parse_dtype, take_rows
-from ..efficiency.engines import check_engine, check_engine_name, check_original, engine_rules, export_files
-from ..efficiency.engines import require_engine
+from ..efficiency.engines import check_engine, check_engine_name, check_original, check_words, engine_rules
+from ..efficiency.engines import export_files, require_engine
 from ..evaluation.benchmarks import SUITES, open_suite
 from ..evaluation.evaluate import evaluate, question_table, read_records, records_origin, take_per_benchmark
 from ..evaluation.grading import check_rule
@@ -667,6 +667,7 @@ def lvlm_export(
     engine: str = 'llama.cpp',  # llama.cpp, onnxruntime or openvino
     type: str = '',  # F32, for llama.cpp also F16 (the default there), Q8_0 or Q4_0
     out: str = '',  # File to write; '': in the folder
+    multiple: int = 32,  # llama.cpp: MLP widths are filled up with zeros to multiples of this; 1: as they are
     check: bool = False,  # Run the model in the engine and compare it with PyTorch?
     original: str = '',  # The unpruned model: with --check, size and time are compared with it
     force: bool = False,  # Replace the file if it exists?
@@ -679,9 +680,11 @@ def lvlm_export(
         raise ValueError(f'{original} is compared only where the file is run: say --check as well')
     if check:
         require_engine(engine)  # Raises before long work, as the next line does
-    if check and original:
-        check_original(*map(load_meta, (folder, original)))
-    made = export_files(folder, engine, type, out or None, force=force)
+        meta = load_meta(folder)
+        check_words(meta, 32)  # As many as `check_engine` writes
+        if original:
+            check_original(meta, load_meta(original))
+    made = export_files(folder, engine, type, out or None, multiple, force)
     path, *beside = made['files']
     result = dict(file=path.name, megabytes=round(made['megabytes'], 3), engine=check_engine_name(engine)[0])
     if beside:
@@ -690,7 +693,7 @@ def lvlm_export(
         result |= dict(notes='; '.join(made['notes']))
     if not check:
         return result
-    return result | check_engine(folder, engine, type, original or None, file=path)
+    return result | check_engine(folder, engine, type, original or None, multiple, file=path)
 
 # %% ../../nbs/study/cli.ipynb #a7abe1c2
 def parse_shard(
