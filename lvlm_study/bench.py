@@ -967,6 +967,16 @@ def build_benchmarks() -> list:
         'data': ('665,000 conversations', 'memory and time', measure_large_data),
         'evaluation': ('tiny-llava', f'evaluation beside {EARLIER_BUILD}', time_evaluation),
         'step': ('SmolLM2 shape', f'recovery step beside {EARLIER_BUILD}', time_step),
+        'evaluation_fastest': (
+            'tiny-llava',
+            f'evaluation in the fastest precision beside {EARLIER_BUILD}',
+            partial(time_evaluation, precision='auto'),
+        ),
+        'step_fastest': (
+            'SmolLM2 shape',
+            f'recovery step in the fastest precision beside {EARLIER_BUILD}',
+            partial(time_step, precision='auto'),
+        ),
     }
     return [Benchmark(part, model, f'build: {what}', f) for part, (model, what, f) in parts.items()]
 

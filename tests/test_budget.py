@@ -1,20 +1,27 @@
 "Budgets, stored times and shares of time: what can be compared, and what is refused in one sentence."
 
+import json
 import math
 import os
 import subprocess
 import sys
 from pathlib import Path
+import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.colors import to_hex
+from lvlm_study.core.plotting import COLORS
 from lvlm_study.core.store import needs_rows, temporary_results
 from lvlm_study.efficiency import timing
-from lvlm_study.efficiency.budget import budget_options, draw_budget, quality_cells, rival_of, show_budget, what_fits
+from lvlm_study.efficiency.budget import against_rivals, budget_options, cell_table, draw_budget, draw_quality_bytes
+from lvlm_study.efficiency.budget import practitioner_sentence, quality_cells, rival_of, show_budget, what_fits
 from lvlm_study.efficiency.costs import kv_cache_bytes, pruning_costs
 from lvlm_study.efficiency.onnx_files import engine_version
 from lvlm_study.efficiency.quantization import quantization_results, quantize, weight_bytes
-from lvlm_study.efficiency.timing import NEAR_SHARE, compare_times, remaining_times, share_verdicts, stored_times
-from lvlm_study.efficiency.timing import time_lvlm
+from lvlm_study.efficiency.timing import NEAR_SHARE, compare_times, held_megabytes, remaining_times, share_verdicts
+from lvlm_study.efficiency.timing import stored_times, time_lvlm, time_plans
+from lvlm_study.models.architecture import parameter_sizes
 from lvlm_study.models.loading import load_lvlm
 from lvlm_study.pruning.plan import Plan
 from lvlm_study.pruning.surgery import apply_plan
@@ -72,7 +79,70 @@ BUDGET_ERRORS = {
     'no options': (lambda o: what_fits('x', 150), 'options are what `budget_options` gives, .* not a str'),
     'other table': (lambda o: what_fits(o[['near']], 150), 'with kind, file_MB, token_time, near, not a table without'),
     'text of rival': (lambda o: rival_of(quality_cells(), 150, 'mid'), "not 'mid'"),
+    'text of rivals': (lambda o: against_rivals(quality_cells(), 'mid'), "not 'mid'"),
+    'size text': (lambda o: rival_of(quality_cells(), 'x'), "a number of megabytes above 0, not 'x'"),
+    'size nan': (lambda o: rival_of(quality_cells(), math.nan), 'a number of megabytes above 0, not nan'),
+    'size below 0': (lambda o: rival_of(quality_cells(), -1), 'a number of megabytes above 0, not -1'),
+    'no cells for a rival': (lambda o: rival_of([], 150), 'cells are what `quality_cells` gives, .* not a list'),
+    'no cells': (lambda o: cell_table({}), 'cells are what `quality_cells` gives, one at least, not an empty dict'),
+    'no rivals': (lambda o: against_rivals({}), 'cells are what `quality_cells` gives, one at least'),
+    'nothing said': (lambda o: practitioner_sentence({}), 'cells are what `quality_cells` gives, one at least'),
+    'other dict': (lambda o: cell_table(dict(a=[1])), 'a cell is .method, target ratio, recipe, type. -> rows'),
+    'no whole model': (lambda o: practitioner_sentence(cells_of('width')), 'no cell is of a whole model'),
+    'highest nan': (lambda o: draw_quality_bytes(cell_table(quality_cells()), math.nan), 'above 0, not nan'),
+    'highest text': (lambda o: draw_quality_bytes(cell_table(quality_cells()), 'a'), "above 0, not 'a'"),
+    'highest low': (lambda o: draw_quality_bytes(cell_table(quality_cells()), 2), 'at most 2: the lowest is 20.6'),
+    'no table': (lambda o: draw_quality_bytes({}), 'a table is what `cell_table` gives'),
 }
+
+
+def cells_of(method):
+    return {key: rows for key, rows in quality_cells().items() if key[0] == method}
+
+
+def test_whole_models_alone_have_no_rivals():
+    assert list(against_rivals(cells_of('none')).columns) == list(against_rivals(quality_cells()).columns)
+    assert practitioner_sentence(cells_of('none')) == ''
+
+
+def test_what_fits_has_the_colors_of_the_legend(options):
+    ax = draw_budget(options, 150).axes[0]
+    legend = {t.get_text(): h.get_color() for t, h in zip(ax.get_legend().get_texts(), ax.get_legend().legend_handles)}
+    best = what_fits(options, 150).iloc[0]
+    assert best.method == 'none'
+    marks = [line for line in ax.lines if list(line.get_xdata()) == [best.file_MB]]
+    faces = {to_hex(line.get_markerfacecolor()) for line in marks}
+    assert faces == {COLORS['original'].lower()} == {to_hex(legend['whole, fits'])}
+    plt.close('all')
+
+
+def test_the_line_is_the_rival():
+    "At the size of each pruned model the line has the perplexity of the best whole model that is no larger."
+    cells = quality_cells()
+    table = cell_table(cells)
+    for ax, text in zip(draw_quality_bytes(table).axes, ('near', 'far')):
+        (line,) = [line for line in ax.lines if len(line.get_xdata()) > 1]
+        assert line.get_drawstyle() == 'steps-post'
+        sizes, qualities = map(np.array, line.get_data())
+        found = against_rivals(cells, text)
+        for pruned in found.itertuples():
+            step = np.searchsorted(sizes, pruned.megabytes, 'right') - 1
+            assert (step < 0) == (pruned.verdict == 'alone')
+            if step >= 0:
+                rival = table[(table.method == 'none') & (table.kind == pruned.rival)].iloc[0]
+                assert qualities[step] == rival[text]
+    plt.close('all')
+
+
+def test_the_slider_ends_where_the_options_do(options):
+    widgets = pytest.importorskip('ipywidgets')
+    notebook = Path(__file__).parent.parent / 'nbs' / 'efficiency' / 'budget.ipynb'
+    cells = [''.join(cell['source']) for cell in json.loads(notebook.read_text())['cells']]
+    (source,) = [cell for cell in cells if 'sizes = FloatSlider(' in cell]
+    names = dict(options=options, np=np, FloatSlider=widgets.FloatSlider, fixed=str, interactive=dict, show_budget=0)
+    exec(source.replace('interactive(show_budget, ', 'interactive('), names)
+    low, high = options.file_MB.min(), options.file_MB.max()
+    assert low - 10 <= names['sizes'].min <= low and high <= names['sizes'].max <= high + 10
 
 
 def refused_in_a_sentence(call, given, says):
@@ -102,6 +172,11 @@ TIMING_ERRORS = {
     'long': (lambda m: time_lvlm(m, tokens=1020), 'at most 1,024, .* not 1,020 tokens and 8 words'),
     'huge': (lambda m: time_lvlm(m, tokens=10**12), 'at most 1,024'),
     'many words': (lambda m: time_lvlm(m, words=1024), 'at most 1,024'),
+    'multiple 0': (lambda m: time_plans(parameter_sizes(m), 0), 'multiple is a whole number from 1 to 448, not 0'),
+    'multiple below 0': (lambda m: time_plans(parameter_sizes(m), -32), 'multiple is a whole number from 1 to 448'),
+    'multiple half': (lambda m: time_plans(parameter_sizes(m), 0.5), 'multiple is a whole number from 1 to 448'),
+    'multiple large': (lambda m: time_plans(parameter_sizes(m), 449), 'multiple is a whole number from 1 to 448'),
+    'sizes': (lambda m: time_plans('tiny-gqa'), 'sizes are what `parameter_sizes` gives, not a str'),
 }
 # The first values are legal, so that a check one by one would measure before it refuses
 LATE_ERRORS = {
@@ -156,6 +231,22 @@ def test_weights_of_a_quantized_copy_are_its_own(lvlm, kind):
 def test_timers_refuse_in_a_sentence(lvlm, case):
     call, says = TIMING_ERRORS[case]
     assert refused_in_a_sentence(call, lvlm, says)
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='the kernel counts memory on Linux')
+@pytest.mark.parametrize('word', ['VmXX', '', None, 'Vm'])
+def test_memory_has_names(word):
+    with pytest.raises(ValueError, match=f'is one of .*VmRSS.*, not {word!r}') as e:
+        held_megabytes(word)
+    assert '\n' not in str(e.value) and 0 < held_megabytes('VmRSS') <= held_megabytes('VmHWM')
+
+
+def test_the_first_lesson_shows_what_it_says():
+    "The cell under a claim on times shows times."
+    notebook = Path(__file__).parent.parent / 'nbs' / 'efficiency' / 'timing.ipynb'
+    (cell,) = [c for c in json.loads(notebook.read_text())['cells'] if "'a third': third}" in ''.join(c['source'])]
+    shown = ''.join(cell['outputs'][0]['data']['text/plain'])
+    assert all(f'{part}_ratio' in shown for part in ('look', 'prefill', 'decode'))
 
 
 def test_memory_tells_models_apart(lvlm):

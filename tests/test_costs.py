@@ -1,6 +1,7 @@
-"Closed forms of parameters, bytes and operations against tensors and torch's own counter."
+"Closed forms of parameters, bytes and operations against tensors and torch's own counter; estimates of jobs."
 
 import math
+from dataclasses import replace
 import numpy as np
 import pytest
 import torch
@@ -9,9 +10,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, CLIPConfig, CLIPVisionConfig, GPT2Config
 from transformers import InternVLConfig, InternVLVisionConfig, LlamaConfig, LlavaConfig, LlavaNextConfig
 from transformers import MistralConfig, Phi3Config, PhiConfig, Qwen2Config, Qwen3Config, SiglipVisionConfig
-from lvlm_study.efficiency.costs import config_costs, config_parameters, image_patches, kv_cache_bytes, load_meta
-from lvlm_study.pruning.plan import ENGINE_MULTIPLES, engine_multiple, odd_width_note
+from lvlm_study.data.toy_benchmarks import instructions
+from lvlm_study.efficiency.costs import config_costs, config_parameters, estimate_cost, estimate_recovery, image_patches
+from lvlm_study.efficiency.costs import kv_cache_bytes, load_meta, matmul_speed, mean_tokens, take_rows
+from lvlm_study.pruning.plan import engine_multiple, odd_width_note
 from lvlm_study.pruning.width_pruning import default_multiple, legal_widths
+from lvlm_study.recovery.losses import recovery_settings
 
 SIZES = dict(hidden_size=64, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4, vocab_size=101)
 CONFIGS = dict(
@@ -196,7 +200,8 @@ def test_default_multiples():
 
 
 def test_what_engines_ask_for():
-    assert engine_multiple('llama.cpp K-quants') == 256 and not any(m % 8 for m in ENGINE_MULTIPLES.values())
+    assert engine_multiple('llama.cpp K-quants') == engine_multiple('LLAMA.CPP k-quants') == 256
+    assert engine_multiple('onnxruntime') == engine_multiple('openvino') == 1
     with pytest.raises(ValueError, match="not 'vllm'"):
         engine_multiple('vllm')
     assert odd_width_note([64, 96]) == '' and '70 to 75' in odd_width_note([64, 75, 70])
@@ -213,3 +218,99 @@ def test_the_runner_asks_for_the_widths_of_stored_rows(monkeypatch):
         monkeypatch.setattr(runner, 'run_scores', lambda run, scores=scores: scores)
         runner.plan_for_run(Run('width_pruning', method='width', ratio=0.3, criterion='taylor'), None)
     assert asked == [1, 64]
+
+
+@pytest.fixture(scope='module')
+def light():
+    return load_meta('tiny-llava')
+
+
+@pytest.fixture(scope='module')
+def samples():
+    return instructions('recovery', 4)
+
+
+PASSES = [('passes', value) for value in (-1, math.nan, math.inf, 'a', None, True)] + [('vision_passes', -3)]
+ESTIMATE_ERRORS = {
+    f'{name} {value}': (lambda m, s, o={name: value}: estimate_cost(m, s, **dict(passes=1) | o), f'{name} is a number')
+    for name, value in PASSES
+}
+ESTIMATE_ERRORS |= {
+    'device': (lambda m, s: estimate_cost(m, s, 1, device='gpu'), "a device is such as 'cpu' or 'cuda', not 'gpu'"),
+    'meta': (lambda m, s: estimate_cost(m, s, 1, device='meta'), "on the device 'meta': its tensors hold no numbers"),
+    'no samples': (lambda m, s: estimate_cost(m, s.select([]), 1), 'the data set holds no samples'),
+    'samples': (lambda m, s: estimate_cost(m, 'small', 1), "a datasets.Dataset, .* not 'small'"),
+    'model': (lambda m, s: estimate_cost('tiny-llava', s, 1), 'a model is loaded first'),
+    'no sample of mean': (lambda m, s: mean_tokens(m, s, 0), 'n is a whole number from 1 on, not 0'),
+    'mean of none': (lambda m, s: mean_tokens(m, s.select([])), 'the data set holds no samples'),
+    'n': (lambda m, s: matmul_speed(n=0), 'n is a whole number from 1 on, not 0'),
+    'seconds': (lambda m, s: matmul_speed(seconds=math.nan), 'seconds is a number from 0 on, not nan'),
+    'matrix on meta': (lambda m, s: matmul_speed(device='meta'), 'no product can be timed'),
+}
+ESTIMATE_ERRORS |= {
+    f'rows {n}': (lambda m, s, n=n: take_rows(s, n), f'a whole number of samples, 0 for all, not {n!r}')
+    for n in (2.5, '3', math.nan, -1, None, True)
+}
+
+
+@pytest.mark.parametrize('case', ESTIMATE_ERRORS)
+def test_estimates_are_refused_in_a_sentence(light, samples, case):
+    call, says = ESTIMATE_ERRORS[case]
+    with pytest.raises(ValueError, match=says) as e:
+        call(light, samples)
+    assert '\n' not in str(e.value)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU')
+def test_a_gpu_that_is_not_there(light, samples):
+    for call in (lambda: estimate_cost(light, samples, 1, device='cuda'), lambda: matmul_speed(device='cuda')):
+        with pytest.raises(ValueError, match="there is no CUDA device here for device='cuda'"):
+            call()
+
+
+def test_estimates_that_are_legal(light, samples):
+    assert len(take_rows(samples, 0)) == len(take_rows(samples, 9)) == 4 and len(take_rows(samples, np.int64(3))) == 3
+    assert estimate_cost(light, samples, 0, 0)['teraflop'] == 0 < matmul_speed(n=8, seconds=0)
+
+
+TEACHERS = {
+    'other family': ('tiny-bunny', 'sft+hidden', 'different vocabularies'),
+    'tiles': ('tiny-internvl', 'kl', 'different vocabularies'),
+    'none': ('', 'sft+hidden', "learning from hidden needs a teacher: name the original model, not ''"),
+    'no name': (None, 'kl', 'learning from kl needs a teacher: .* not None'),
+}
+
+
+@pytest.mark.parametrize('case', TEACHERS)
+def test_a_teacher_that_does_not_fit_is_not_priced(samples, case):
+    teacher, recipe, says = TEACHERS[case]
+    with pytest.raises(ValueError, match=says) as e:
+        estimate_recovery('tiny-llava', teacher, samples, recovery_settings(recipe))
+    assert '\n' not in str(e.value)
+
+
+def test_a_recovery_is_priced_with_a_teacher_that_fits(samples):
+    settings = recovery_settings('sft+hidden')
+    both = estimate_recovery('tiny-llava', 'tiny-llava', samples, settings)
+    alone = estimate_recovery('tiny-llava', '', samples, replace(settings, hidden_weight=0))
+    assert math.isclose(both['weights_GB'], 2 * alone['weights_GB']) and both['teraflop'] > alone['teraflop']
+    for rows, recipe, says in ((samples.select([]), settings, 'no samples'), (samples, 'sft', "not 'sft'")):
+        with pytest.raises(ValueError, match=says):
+            estimate_recovery('tiny-llava', 'tiny-llava', rows, recipe)
+
+
+def test_another_vision_encoder_is_seen_without_weights(samples, monkeypatch):
+    from lvlm_study.efficiency import costs
+
+    def load(name):
+        lvlm = load_meta('tiny-llava')
+        if name == 'other':
+            vision = lvlm.part('vision')
+            name, p = next(iter(vision.named_parameters()))
+            owner, _, leaf = name.rpartition('.')
+            setattr(vision.get_submodule(owner), leaf, torch.nn.Parameter(torch.empty(*p.shape, 2, device='meta')))
+        return lvlm
+
+    monkeypatch.setattr(costs, 'load_meta', load)
+    with pytest.raises(ValueError, match='the vision encoder of the teacher is another one'):
+        estimate_recovery('tiny-llava', 'other', samples, recovery_settings('kl'))

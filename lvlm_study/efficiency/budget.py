@@ -36,11 +36,34 @@ def quality_cells(
         raise ValueError(f'no stored row of the comparison at equal bytes is of {name!r}: give SmolLM2-135M')
     return dict(cells)
 
+# %% ../../nbs/efficiency/budget.ipynb #5be2d8ef
+def _check_cells(cells):
+    "ValueError for what are no cells, or none at all."
+    if not isinstance(cells, dict) or not cells:
+        given = 'an empty dict' if isinstance(cells, dict) else f'a {type(cells).__name__}'
+        raise ValueError(f'cells are what `quality_cells` gives, one at least, not {given}')
+    for key, rows in cells.items():
+        if not isinstance(key, tuple) or len(key) != 4 or not isinstance(rows, list) or not rows:
+            what = 'a cell is (method, target ratio, recipe, type) -> rows'
+            raise ValueError(f'{what}, as `quality_cells` gives them, not {key!r}')
+
+# %% ../../nbs/efficiency/budget.ipynb #0585c079
+def _check_text(text):
+    "ValueError for another kind of text than the two that rows hold."
+    if text not in ('near', 'far'):
+        raise ValueError(f"a text is 'near' or 'far', not {text!r}")
+
+
+def _is_above_0(value):
+    "Is it a number above 0, and no bool?"
+    return isinstance(value, (int, float, np.number)) and not isinstance(value, bool) and bool(value > 0)
+
 # %% ../../nbs/efficiency/budget.ipynb #9d5e9739
 def cell_table(
     cells: dict,  # Cells from `quality_cells`
 ) -> pd.DataFrame:  # Columns method, target_ratio, recipe, kind, megabytes, near, far, seeds
-    "Size and perplexity of each cell, the mean over its seeds taken in nats."
+    "Size and perplexity of each cell, the mean over its seeds taken in nats; ValueError for what are no cells."
+    _check_cells(cells)
     lines = []
     for (method, ratio, recipe, kind), rows in cells.items():
         numbers = pd.DataFrame([row['metrics'] for row in rows]).mean()
@@ -55,9 +78,11 @@ def rival_of(
     megabytes: float,  # Size that the rival may have at most
     text: str = 'near',  # 'near' or 'far': the text that it is best on
 ) -> tuple | None:  # Key of a cell; None where no whole model is that small
-    "The best whole model that is no larger; ValueError for another kind of text."
-    if text not in ('near', 'far'):
-        raise ValueError(f"a text is 'near' or 'far', not {text!r}")
+    "The best whole model that is no larger; ValueError for no cells, no size above 0, and another kind of text."
+    _check_cells(cells)
+    _check_text(text)
+    if not _is_above_0(megabytes):
+        raise ValueError(f'a size is a number of megabytes above 0, not {megabytes!r}')
     whole = [key for key, rows in cells.items() if key[0] == 'none' and rows[0]['metrics']['megabytes'] <= megabytes]
     return min(whole, key=lambda key: cells[key][0]['metrics'][f'{text}_nats'], default=None)
 
@@ -68,6 +93,7 @@ def nats_gained(
     text: str = 'near',  # 'near' or 'far'
 ) -> Effect:  # Nats a token that the pruned model is better by; above 0: pruning wins
     "A pruned cell against a whole model, with an interval over pieces of text and seeds together."
+    _check_text(text)
     gaps = np.array([np.subtract(rival['curves'][text], row['curves'][text]) for row in pruned])
     pieces = gaps.shape[1]
     chosen = np.random.default_rng(pieces).integers(0, pieces, (DRAWS, pieces))
@@ -82,7 +108,9 @@ def against_rivals(
     """Every pruned cell against the best whole model that is no larger.
 
     `ratio` is the perplexity of the pruned model as a share of the rival's, below 1 where pruning is better; `verdict`
-    is about 'pruning is better', and 'alone' where no whole model is that small."""
+    is about 'pruning is better', and 'alone' where no whole model is that small. ValueError for what are no cells."""
+    _check_cells(cells)
+    _check_text(text)
     lines = []
     for (method, target, recipe, kind), rows in cells.items():
         if method == 'none':
@@ -96,7 +124,9 @@ def against_rivals(
         e = nats_gained(rows, cells[rival][0], text)
         shares = dict(ratio=np.exp(-e.value), low=np.exp(-e.high), high=np.exp(-e.low))
         lines.append(line | dict(rival=rival[3]) | shares | dict(seeds=e.seeds, verdict=e.verdict))
-    return pd.DataFrame(lines).sort_values('megabytes', ascending=False, ignore_index=True)
+    columns = ['method', 'target_ratio', 'recipe', 'kind', 'megabytes', 'rival', 'ratio', 'low', 'high']
+    d = pd.DataFrame(lines, columns=[*columns, 'seeds', 'verdict'])
+    return d.sort_values('megabytes', ascending=False, ignore_index=True)
 
 # %% ../../nbs/efficiency/budget.ipynb #a797acf8
 def _name(line):
@@ -133,7 +163,12 @@ def _recipe_sentence(near, far, recipe, together):
 def practitioner_sentence(
     cells: dict,  # Cells from `quality_cells`
 ) -> str:  # A sentence for each recipe, alone and together with fewer bits, and one for the smallest sizes
-    "From which size on pruning beats quantization: plain, repaired, recovered; alone or together."
+    """From which size on pruning beats quantization: plain, repaired, recovered; alone or together.
+
+    ValueError for what are no cells, and where no whole model is among them."""
+    _check_cells(cells)
+    if not any(method == 'none' for method, *_ in cells):
+        raise ValueError("no cell is of a whole model (method 'none'), so pruned ones have no rival")
     near, far = (against_rivals(cells, text) for text in ('near', 'far'))
     recipes = [word for word in RECIPE_NAMES.values() if word in set(near.recipe)]
     said = [_recipe_sentence(near, far, recipe, together) for together in (False, True) for recipe in recipes]
@@ -147,10 +182,16 @@ def practitioner_sentence(
         )
     return '\n'.join(s[0].upper() + s[1:] for s in said if s)
 
-# %% ../../nbs/efficiency/budget.ipynb #f7337b3a
+# %% ../../nbs/efficiency/budget.ipynb #70d24faf
 _TYPE_MARKS = {'bfloat16': 'o', 'int8': 's', 'int4': 'P', 'nf4': 'D', 'Q8_0': '^', 'Q4_0': 'v'}
 
 
+def _best_whole(table, text):
+    "Whole models that no smaller one beats, smallest first: each is the best from its size to that of the next."
+    whole = table[table.method == 'none'].sort_values(['megabytes', text])
+    return whole[whole[text] <= whole[text].cummin()]
+
+# %% ../../nbs/efficiency/budget.ipynb #f7337b3a
 def _draw_cells(ax, table, text):
     "Marks of pruned cells: color by method, shape by type, and filled the more is done after pruning."
     for line in table[table.method != 'none'].itertuples():
@@ -158,18 +199,32 @@ def _draw_cells(ax, table, text):
         face = dict(plain='none', repaired=color + '66', recovered=color)[line.recipe]
         options = dict(mec=color, mfc=face, ms=6, ls='', mew=1, zorder=3)
         ax.plot(line.megabytes, getattr(line, text), _TYPE_MARKS[line.kind], **options)
-    whole = table[table.method == 'none'].sort_values('megabytes')
-    front = whole[whole[text] <= whole[text].cummin()]
-    ax.plot(front.megabytes, front[text], color=COLORS['original'], lw=1, zorder=1)
-    for line in whole.itertuples():
+    front = _best_whole(table, text)
+    ax.plot(front.megabytes, front[text], color=COLORS['original'], lw=1, zorder=1, drawstyle='steps-post')
+    for line in table[table.method == 'none'].itertuples():
         ax.plot(line.megabytes, getattr(line, text), _TYPE_MARKS[line.kind], color=COLORS['original'], ms=6, zorder=4)
+
+# %% ../../nbs/efficiency/budget.ipynb #2cf7a3c0
+def _check_quality_table(table, highest):
+    "ValueError for what is no table of cells, for no number above 0, and where nothing would be shown."
+    if not isinstance(table, pd.DataFrame) or not {'method', 'kind', 'megabytes', 'near', 'far'} <= set(table):
+        raise ValueError(f'a table is what `cell_table` gives, not a {type(table).__name__} without its columns')
+    if not _is_above_0(highest):
+        raise ValueError(f'highest is a perplexity above 0, not {highest!r}')
+    least = table[['near', 'far']].min(axis=None)
+    if not least <= highest:
+        raise ValueError(f'no model has a perplexity of at most {highest!r}: the lowest is {least:.1f}')
 
 # %% ../../nbs/efficiency/budget.ipynb #ffd27650
 def draw_quality_bytes(
     table: pd.DataFrame,  # Sizes and qualities from `cell_table`
     highest: float = 120,  # Perplexities above are not shown; their number is said
 ) -> Figure:
-    "Perplexity against bytes: whole, pruned, repaired and recovered models, on near and far text."
+    """Perplexity against bytes: whole, pruned, repaired and recovered models, on near and far text.
+
+    The line is the best whole model that is no larger. ValueError for what is no table of cells, and where no model has
+    a perplexity that low."""
+    _check_quality_table(table, highest)
     import matplotlib.pyplot as plt
 
     fig, axs = plt.subplots(1, 2, figsize=(9.2, 3.9), sharey=True)
@@ -234,8 +289,7 @@ def _check_budget(options, megabytes, token_time, kind):
         what = 'a table without them' if isinstance(options, pd.DataFrame) else f'a {type(options).__name__}'
         raise ValueError(f'options are what `budget_options` gives, with {", ".join(_FIT_COLUMNS)}, not {what}')
     for value in (megabytes, token_time):
-        number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
-        if not number or not value > 0:
+        if not _is_above_0(value):
             raise ValueError(f'a budget is a size and a share above 0, not {megabytes!r} MB and {token_time!r}')
     kinds = sorted(set(options.kind))
     if kind and kind not in kinds:
@@ -283,13 +337,13 @@ def draw_budget(
     shown = asked[asked.near <= 120]
     ax.plot(shown.file_MB, shown.near, 'o', color='#CCCCCC', ms=5)
     for line in fit[fit.near <= 120].itertuples():
-        color = COLORS.get(line.method, COLORS['original'])
+        color = COLORS['original' if line.method == 'none' else line.method]
         face = 'white' if line.method != 'none' and line.seeds < 3 else color
         ax.plot(line.file_MB, line.near, 'o', mec=color, mfc=face, ms=7)
     best = [_option_name(line, bool(kind)) for line in fit.head(3).itertuples()]
     ax.axvline(megabytes, color='#777777', lw=1, ls='--')
-    for label, color in dict(whole='original', layer='layer', width='width').items():
-        ax.plot([], [], 'o', color=COLORS[color], ms=7, label=label if label == 'whole' else f'{label}-pruned, fits')
+    for label, color in {'whole': 'original', 'layer-pruned': 'layer', 'width-pruned': 'width'}.items():
+        ax.plot([], [], 'o', color=COLORS[color], ms=7, label=f'{label}, fits')
     ax.plot([], [], 'o', mec='#777777', mfc='none', ms=7, label='pruned, fewer than three draws')
     ax.plot([], [], 'o', color='#CCCCCC', ms=5, label='too large or too slow')
     ax.legend(loc='upper left', bbox_to_anchor=(1, 1))

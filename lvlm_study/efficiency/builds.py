@@ -87,6 +87,7 @@ def run_script(
 # %% ../../nbs/efficiency/builds.ipynb #a195000e
 EARLIER_BUILD = '34e4ffd'
 _EVALUATION_SCRIPT = """
+import inspect
 import json
 import time
 import transformers
@@ -100,8 +101,9 @@ try:
     clear_features()
 except ImportError:
     pass
+options = dict(precision=PRECISION) if 'precision' in inspect.signature(evaluate).parameters else {}
 start = time.process_time()
-table = evaluate(lvlm, progress=False)
+table = evaluate(lvlm, progress=False, **options)
 print(json.dumps(dict(seconds=time.process_time() - start, value=float(table.value.sum()))))
 """
 
@@ -119,7 +121,7 @@ try:
 except ImportError:
     from contextlib import nullcontext
 
-    def fast_linear(*models):
+    def fast_linear(*models, precision='float32'):
         return nullcontext()
 torch.manual_seed(0)
 text = LlamaConfig(
@@ -139,7 +141,7 @@ ids[:, 5:30] = 3
 batch = dict(input_ids=ids, attention_mask=torch.ones_like(ids), features=torch.randn(200, 128))
 batch['labels'] = torch.where(torch.arange(200) >= 176, ids, -100)
 seconds = []
-with fast_linear(lvlm.model, teacher.model):
+with fast_linear(lvlm.model, teacher.model, precision=PRECISION):
     for _ in range(2):
         start = time.process_time()
         losses = step(**batch)
@@ -152,10 +154,11 @@ print(json.dumps(dict(seconds=min(seconds), value=float(sum(losses.values())))))
 def time_builds(
     script: str,  # Prints `seconds` of the processor, and `value`, which must not differ
     rounds: int = 3,  # How often both builds run it, in turn
+    precision: str = 'float32',  # Of products in this build, as for `fast_linear`; the earlier one computes in float32
     commit: str = EARLIER_BUILD,  # The earlier build, a commit of this repository
 ) -> dict:  # 'ratio' of seconds, 'seconds', 'plain' of the earlier build, and how far the values are 'apart'
     "This build beside an earlier one; RuntimeError where no such commit is here."
-    here, runs = PACKAGE_FOLDER.parent, []
+    here, runs, script = PACKAGE_FOLDER.parent, [], f'PRECISION = {precision!r}\n{script}'
     with tempfile.TemporaryDirectory() as folder:
         old = Path(folder) / commit
         git = ['git', '-C', str(here), 'worktree']

@@ -20,12 +20,13 @@ from transformers import PreTrainedConfig
 from ..core.plotting import COLORS
 from ..core.store import default_device, load_results, needs_rows
 from ..data.instruction_data import Collator
-from ..models.architecture import LVLM, count_config, count_parameters, paper_config
+from ..models.architecture import LVLM, check_lvlm, count_config, count_parameters, paper_config
 from ..models.conversion import ORIGINAL_LAYOUTS, open_checkpoint
-from ..models.loading import load_lvlm, load_processor, named_folder, original_layout
+from ..models.loading import check_placement, load_lvlm, load_processor, named_folder, original_layout
 from ..models.safetensors_files import read_json, refuse_unprunable
 from ..pruning.checkpoint import meta_from_files, meta_from_folder
 from ..recovery.losses import Recovery, TRAINABLE
+from ..recovery.recovery import check_teacher
 
 # %% ../../nbs/efficiency/costs.ipynb #7815f780
 @needs_rows('benchmarks')
@@ -33,14 +34,15 @@ def pruning_costs() -> pd.DataFrame:  # Index: (method, target ratio); seconds, 
     """Time and memory of pruned models of the shape of LLaVA-v1.5-7B beside the original.
 
     `read_ratio`: time to the first word of an answer; `word_ratio`: time of each further word; `memory_ratio`: bytes of
-    the weights. One question at a time, bfloat16, random weights (benchmark 'real size, speed')."""
+    the weights, and `GB` the same in GiB (2**30 bytes). One question at a time, bfloat16, random weights (benchmark
+    'real size, speed')."""
     rows = load_results('benchmarks')
     rows = rows[rows.purpose.str.startswith('real size, speed: ')]
     what = rows.purpose.str.extract(r'speed: (?P<method>\w+) (?P<target_ratio>[\d.]+)')
     rows = rows.assign(method=what.method, target_ratio=what.target_ratio.astype(float))
     d = rows.pivot_table(index=['method', 'target_ratio'], columns='metric', values='value')
-    original_GB = 2 * count_config(paper_config('LLaVA-v1.5-7B'))['total'] / 2**30
-    return d.assign(memory_ratio=d.GB / original_GB).rename_axis(columns=None)
+    original_GiB = 2 * count_config(paper_config('LLaVA-v1.5-7B'))['total'] / 2**30
+    return d.assign(memory_ratio=d.GB / original_GiB).rename_axis(columns=None)
 
 # %% ../../nbs/efficiency/costs.ipynb #1e652a49
 COST_LABELS = dict(
@@ -74,13 +76,13 @@ def _meta_from_original(folder):
     with torch.device('meta'):
         return LVLM(spec.cls(spec.config), spec.processor, name=folder.name)
 
-# %% ../../nbs/efficiency/costs.ipynb #3ee1cd35
+# %% ../../nbs/efficiency/costs.ipynb #fa72bc76
 def _said(value):
     "A value as it is named in a refusal: short ones as they are, others by their type."
     plain = value is None or isinstance(value, (str, int, float, np.number))
     return repr(value) if plain else f'a {type(value).__name__}'
 
-
+# %% ../../nbs/efficiency/costs.ipynb #3ee1cd35
 def load_meta(
     source: str | Path,  # A study model, a folder or a hub id, in any layout
 ) -> LVLM:  # On the meta device, with its processor and tokenizer
@@ -171,6 +173,14 @@ def _whole(name, value, least=1):
     if not whole or value < least:
         raise ValueError(f'{name} is a whole number from {least} on, not {_said(value)}')
     return int(value)
+
+
+def _from_0(name, value):
+    "A number that may be a share; ValueError that names what is no number, not finite or below 0."
+    number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+    if not number or not 0 <= value < math.inf:
+        raise ValueError(f'{name} is a number from 0 on, not {_said(value)}')
+    return value
 
 
 def _number_bytes(itemsize):
@@ -404,6 +414,18 @@ def config_costs(
     d.loc['total'] = d.sum()
     return d
 
+# %% ../../nbs/efficiency/costs.ipynb #849f838f
+def _square_matrix(n, dtype, device):
+    "Random numbers on a device; ValueError in one sentence where the device or the type cannot be used."
+    check_placement(dtype, device)
+    try:
+        if torch.device(device).type != 'meta':
+            return torch.randn(n, n, device=device, dtype=dtype)
+        reason = 'its tensors hold no numbers'
+    except (RuntimeError, AssertionError) as e:
+        reason = str(e).splitlines()[0]
+    raise ValueError(f'no product can be timed on the device {str(device)!r}: {reason}')
+
 # %% ../../nbs/efficiency/costs.ipynb #90c192cf
 def matmul_speed(
     dtype: torch.dtype = torch.float32,  # Type of the numbers
@@ -411,8 +433,11 @@ def matmul_speed(
     n: int = 1024,  # Rows and columns of both matrices
     seconds: float = 0.1,  # Time spent on it
 ) -> float:  # Operations a second
-    "Operations a second that a product of two square matrices reaches on a device."
-    x = torch.randn(n, n, device=device, dtype=dtype)
+    """Operations a second that a product of two square matrices reaches on a device.
+
+    ValueError for a number of rows or seconds that is none, and for a device or a type that is not there."""
+    n, seconds = _whole('n', n), _from_0('seconds', seconds)
+    x = _square_matrix(n, dtype, device)
     on_gpu = str(device).startswith('cuda')
 
     def multiply():
@@ -422,11 +447,20 @@ def matmul_speed(
 
     multiply()
     start = time.perf_counter()
-    count = 0
-    while time.perf_counter() - start < seconds:
+    spent, count = 0.0, 0
+    while spent < seconds or not count:
         multiply()
         count += 1
-    return 2 * n**3 * count / (time.perf_counter() - start)
+        spent = time.perf_counter() - start
+    return 2 * n**3 * count / spent
+
+# %% ../../nbs/efficiency/costs.ipynb #28b9b91a
+def _check_samples(rows):
+    "ValueError for what is no data set, or one without a sample."
+    if not isinstance(rows, Dataset):
+        raise ValueError(f'samples are a datasets.Dataset, such as load_llava_json gives, not {_said(rows)}')
+    if not len(rows):
+        raise ValueError('the data set holds no samples: tokens are counted on at least one')
 
 # %% ../../nbs/efficiency/costs.ipynb #cd0fdbb4
 def mean_tokens(
@@ -434,9 +468,10 @@ def mean_tokens(
     rows: Dataset,  # Samples or questions
     n: int = 8,  # Number of samples that are looked at
 ) -> float:  # Tokens a sample
-    "Mean number of tokens of the first samples, image tokens included."
-    first = [rows[i] for i in range(min(n, len(rows)))]
-    return float(Collator(lvlm)(first)['attention_mask'].sum()) / len(first)
+    "Mean number of tokens of the first samples, image tokens included; ValueError where there are none to count."
+    _check_samples(rows)
+    first = [rows[i] for i in range(min(_whole('n', n), len(rows)))]
+    return float(Collator(check_lvlm(lvlm))(first)['attention_mask'].sum()) / len(first)
 
 # %% ../../nbs/efficiency/costs.ipynb #83ba5afd
 def parse_dtype(
@@ -455,11 +490,15 @@ def estimate_cost(
     vision_passes: float = 1,  # Forward passes of the vision encoder over a sample
     dtype: str = '',  # Type of the weights by name; '': float32
     device: str = '',  # Where it will run; '': CUDA where there is one
-) -> dict:  # Plain numbers: samples, tokens, teraflop, weights_GB (10**9 bytes), seconds_at_least; and the device
-    "What a job over some samples takes at least, from counted operations and the speed of a matrix product."
-    counts = count_parameters(lvlm)
+) -> dict:  # samples, tokens, teraflop, weights_GB (GB are 10**9 bytes, not GiB), seconds_at_least; and the device
+    """What a job over some samples takes at least, from counted operations and the speed of a matrix product.
+
+    ValueError for no samples, for passes that are no number from 0 on, and for a type or a device that is not there."""
+    counts = count_parameters(check_lvlm(lvlm))
     where = device or default_device()
     numbers = parse_dtype(dtype) or torch.float32
+    check_placement(numbers, where)
+    passes, vision_passes = _from_0('passes', passes), _from_0('vision_passes', vision_passes)
     tokens = mean_tokens(lvlm, rows)
     by_lm = passes * counts['LM'] * tokens
     by_vision = vision_passes * counts['vision encoder'] * image_patches(lvlm.config)
@@ -478,10 +517,32 @@ def take_rows(
     rows: Dataset,  # Samples or questions
     n: int,  # Number of rows; 0: all
 ) -> Dataset:
-    "The first rows of a data set; ValueError for a number below 0."
-    if n < 0:
-        raise ValueError(f'samples is a number of samples, 0 for all, not {n}')
+    "The first rows of a data set; ValueError for what is no whole number from 0 on."
+    whole = isinstance(n, (int, float, np.number)) and not isinstance(n, bool) and float(n).is_integer()
+    if not whole or n < 0:
+        raise ValueError(f'samples is a whole number of samples, 0 for all, not {_said(n)}')
+    if not isinstance(rows, Dataset):
+        raise ValueError(f'samples are a datasets.Dataset, such as load_llava_json gives, not {_said(rows)}')
+    n = int(n)
     return rows.select(range(min(n, len(rows)))) if n else rows
+
+# %% ../../nbs/efficiency/costs.ipynb #a9c4f789
+def _original_of(student, teacher, settings):
+    "The teacher without its weights, or None; ValueError where it is missing or does not fit, as from `recover`."
+    if not settings.needs_teacher:
+        return load_meta(teacher) if teacher else None
+    if not teacher:
+        losses = ' and '.join(name for name in settings.terms if name != 'sft')
+        raise ValueError(f'learning from {losses} needs a teacher: name the original model, not {_said(teacher)}')
+    original = load_meta(teacher)
+    encoders = [m.part('vision') for m in (student, original)]
+    shapes = [[p.shape for p in encoder.parameters()] if encoder else [] for encoder in encoders]
+    if all(encoders):  # There are no weights to compare, so shapes must do
+        original.model.set_submodule(original.architecture.vision, encoders[0])
+    check_teacher(student, original, settings)
+    if shapes[0] != shapes[1]:
+        raise ValueError('the vision encoder of the teacher is another one: its features cannot be shared')
+    return original
 
 # %% ../../nbs/efficiency/costs.ipynb #26a36ea9
 def estimate_recovery(
@@ -491,13 +552,19 @@ def estimate_recovery(
     settings: Recovery,  # What is trained, on how much, by which losses
     dtype: str = '',  # Type of the weights by name; '': bfloat16 where the settings compute in it, else float32
 ) -> dict:  # As from `estimate_cost`, with model, teacher, losses, trainable and steps
-    "What a recovery would take at least, teacher included."
+    """What a recovery would take at least, teacher included.
+
+    ValueError for no samples, and where the teacher is missing or does not fit the model, as far as configs and
+    tokenizers tell."""
+    if not isinstance(settings, Recovery):
+        raise ValueError(f"settings are such as recovery_settings('sft'), not {_said(settings)}")
+    _check_samples(rows)
     lvlm = load_meta(model)
+    original = _original_of(lvlm, teacher, settings)
     counts = count_parameters(lvlm)
     samples = take_rows(rows, max(1, round(len(rows) * settings.fraction)))
     passes = 3 if 'lm' in TRAINABLE[settings.trainable] else 2
     memory = 1
-    original = load_meta(teacher) if teacher else None
     if original is not None:
         original_counts = count_parameters(original)
         passes += original_counts['LM'] / counts['LM']

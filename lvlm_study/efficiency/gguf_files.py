@@ -17,23 +17,23 @@ import numpy as np
 import torch
 from transformers import PreTrainedConfig
 from ..core.store import atomic_write
-from ..models.architecture import LVLM
+from ..models.architecture import LVLM, check_lvlm
 from ..models.loading import refuse_quantized_copy
 
 # %% ../../nbs/efficiency/gguf_files.ipynb #66f60010
-PACKET = 32  # Numbers of a row that share a scale, in the types Q8_0 and Q4_0
+PACKET = 32  # Numbers of a row that share a scale, in Q8_0 and Q4_0
 
 
-def _q8_packets(x_NB):
-    "Packets of 32 numbers -> bytes: a scale in 16 bits and 32 whole numbers from -127 to 127."
+def _q8_blocks(x_NB):
+    "Blocks of 32 numbers -> bytes: a scale in 16 bits and 32 whole numbers from -127 to 127."
     scale_N1 = np.abs(x_NB).max(1, keepdims=True) / 127
     inverse_N1 = np.divide(1, scale_N1, out=np.zeros_like(scale_N1), where=scale_N1 > 0)
     whole_NB = np.round(x_NB * inverse_N1).astype(np.int8)
     return np.concatenate([scale_N1.astype(np.float16).view(np.uint8), whole_NB.view(np.uint8)], 1)
 
 # %% ../../nbs/efficiency/gguf_files.ipynb #66f60050
-def _q4_packets(x_NB):
-    "Packets of 32 numbers -> bytes: a scale in 16 bits and 32 whole numbers from 0 to 15, which stand for -8 to 7."
+def _q4_blocks(x_NB):
+    "Blocks of 32 numbers -> bytes: a scale in 16 bits and 32 whole numbers from 0 to 15, which stand for -8 to 7."
     largest_N1 = np.take_along_axis(x_NB, np.abs(x_NB).argmax(1)[:, None], 1)
     scale_N1 = largest_N1 / -8
     inverse_N1 = np.divide(1, scale_N1, out=np.zeros_like(scale_N1), where=scale_N1 != 0)
@@ -41,42 +41,42 @@ def _q4_packets(x_NB):
     half = PACKET // 2
     return np.concatenate([scale_N1.astype(np.float16).view(np.uint8), whole_NB[:, :half] | whole_NB[:, half:] << 4], 1)
 
-# %% ../../nbs/efficiency/gguf_files.ipynb #66f60011
+# %% ../../nbs/efficiency/gguf_files.ipynb #6862b1f8
 @dataclass(frozen=True)
 class GGUFType:
     "A type of numbers in a GGUF file."
 
     code: int  # Its number in the list of tensors
     file_code: int  # Number of a file that is mostly of this type
-    packet: int  # Numbers of a packet; 1 where there are none
-    nbytes: int  # Bytes of a packet
+    packet: int  # Numbers that share a scale; 1 where there is no scale
+    nbytes: int  # Bytes of those numbers together with their scale
 
 
 GGUF_TYPES = dict(
     F32=GGUFType(0, 0, 1, 4), F16=GGUFType(1, 1, 1, 2), Q8_0=GGUFType(8, 7, PACKET, 34), Q4_0=GGUFType(2, 2, PACKET, 18)
 )
 
-
+# %% ../../nbs/efficiency/gguf_files.ipynb #7e8b6040
 def check_gguf_type(
     kind: str,  # Name of a type
 ) -> str:  # The same name
     "A name of `GGUF_TYPES`; ValueError otherwise."
-    if kind not in GGUF_TYPES:
+    if not isinstance(kind, str) or kind not in GGUF_TYPES:
         raise ValueError(f'a GGUF file is written in {", ".join(GGUF_TYPES)}, not {kind!r}')
     return kind
 
-
+# %% ../../nbs/efficiency/gguf_files.ipynb #66f60011
 def encode_tensor(
     x: np.ndarray,  # Float32 numbers, one or two axes
-    kind: str,  # One of `GGUF_TYPES`; rows must be whole packets
+    kind: str,  # One of `GGUF_TYPES`; Q8_0 and Q4_0 take rows of a multiple of 32 numbers
 ) -> bytes:  # As they stand in the file
-    "The numbers of a tensor as bytes; ValueError where the rows are no whole packets."
-    if kind in ('F32', 'F16'):
+    "The numbers of a tensor as bytes; ValueError for an unknown type, and where the rows are no whole blocks."
+    if check_gguf_type(kind) in ('F32', 'F16'):
         return np.ascontiguousarray(x, dtype=np.float32 if kind == 'F32' else np.float16).tobytes()
     if x.shape[-1] % PACKET:
-        raise ValueError(f'rows of {x.shape[-1]:,} numbers are no whole packets of {PACKET}: {kind} cannot hold them')
-    packets = np.ascontiguousarray(x, dtype=np.float32).reshape(-1, PACKET)
-    return (_q8_packets if kind == 'Q8_0' else _q4_packets)(packets).tobytes()
+        raise ValueError(f'rows of {x.shape[-1]:,} numbers are no whole blocks of {PACKET}: {kind} cannot hold them')
+    blocks = np.ascontiguousarray(x, dtype=np.float32).reshape(-1, PACKET)
+    return (_q8_blocks if kind == 'Q8_0' else _q4_blocks)(blocks).tobytes()
 
 # %% ../../nbs/efficiency/gguf_files.ipynb #66f60042
 def decode_tensor(
@@ -87,13 +87,13 @@ def decode_tensor(
     "The numbers of a tensor from its bytes, as an engine reads them."
     if kind in ('F32', 'F16'):
         return np.frombuffer(data, np.float32 if kind == 'F32' else np.float16).astype(np.float32).reshape(shape)
-    packets = np.frombuffer(data, np.uint8).reshape(-1, GGUF_TYPES[kind].nbytes)
-    scale_N1, whole_NB = packets[:, :2].copy().view(np.float16).astype(np.float32), packets[:, 2:]
+    blocks = np.frombuffer(data, np.uint8).reshape(-1, GGUF_TYPES[kind].nbytes)
+    scale_N1, whole_NB = blocks[:, :2].copy().view(np.float16).astype(np.float32), blocks[:, 2:]
     if kind == 'Q4_0':
         whole_NB = np.concatenate([whole_NB & 15, whole_NB >> 4], 1).astype(np.int8) - np.int8(8)
     return (scale_N1 * whole_NB.view(np.int8)).reshape(shape)
 
-# %% ../../nbs/efficiency/gguf_files.ipynb #66f60015
+# %% ../../nbs/efficiency/gguf_files.ipynb #c9e6dc41
 _VALUE_CODES = dict(uint32=(4, 'I'), int32=(5, 'i'), float32=(6, 'f'), bool=(7, '?'))
 
 
@@ -103,24 +103,41 @@ def _text(s):
     return struct.pack('<Q', len(data)) + data
 
 
+def _packed(kind, value):
+    "(code of the type, bytes) of a number; ValueError where it has no room in 32 bits."
+    code, letter = _VALUE_CODES[kind]
+    try:
+        return code, struct.pack('<' + letter, value)
+    except (struct.error, OverflowError):
+        low, high = ('-2**31', '2**31 - 1') if kind == 'int32' else ('-2**31', '2**32 - 1')
+        legal = '32 bits' if kind == 'float32' else f'32 bits, from {low} to {high}'
+        raise ValueError(f'a number in the metadata of a GGUF file fits into {legal}, and {value!r} does not') from None
+
+# %% ../../nbs/efficiency/gguf_files.ipynb #66f60015
 def _plain(value):
     "(code of the type, bytes) of a value that is no list."
+    value = value.item() if isinstance(value, np.generic) else value
     if isinstance(value, str):
         return 8, _text(value)
+    if not isinstance(value, (bool, int, float)):
+        said = 'None' if value is None else f'a {type(value).__name__}'
+        raise ValueError(f'a value in a GGUF file is a text, a bool, a number, or a list of one of them, not {said}')
     kind = 'bool' if isinstance(value, bool) else 'float32' if isinstance(value, float) else 'uint32'
-    code, letter = _VALUE_CODES['int32' if kind == 'uint32' and value < 0 else kind]
-    return code, struct.pack('<' + letter, value)
+    return _packed('int32' if kind == 'uint32' and value < 0 else kind, value)
 
 # %% ../../nbs/efficiency/gguf_files.ipynb #66f60052
 def encode_value(
-    value: str | bool | int | float | list,  # A list holds values of one type
+    value: str | bool | int | float | list,  # A number fits into 32 bits; a list holds values of one type
 ) -> bytes:  # Code of the type, then the value
-    "A value of the file's metadata as bytes; ValueError for a list that is empty or mixes types."
+    """A value of the file's metadata as bytes.
+
+    ValueError for a list that is empty or mixes types, for a number that needs more than 32 bits (whole numbers are
+    from -2**31 to 2**32 - 1, in a list to 2**31 - 1), and for any other kind of value."""
     if not isinstance(value, list):
         code, data = _plain(value)
         return struct.pack('<I', code) + data
     if all(isinstance(v, int) and not isinstance(v, bool) for v in value):
-        items = [(5, struct.pack('<i', v)) for v in value]
+        items = [_packed('int32', v) for v in value]
     else:
         items = [_plain(v) for v in value]
     if len({code for code, _ in items}) != 1:
@@ -129,7 +146,7 @@ def encode_value(
 
 # %% ../../nbs/efficiency/gguf_files.ipynb #66f60017
 def _tensor_kind(name, x, kind):
-    "Type of a tensor in a file of some type: vectors in 32 bits, what is no whole packet in 16, word tables in 8."
+    "Type of a tensor in a file of some type: vectors in 32 bits, rows of no whole blocks in 16, word tables in 8."
     if x.ndim == 1:
         return 'F32'
     if kind == 'Q4_0' and name in ('token_embd.weight', 'output.weight'):
@@ -354,14 +371,15 @@ def file_widths(
     lvlm: LVLM,  # A model of a family in `GGUF_ARCHITECTURES`
     multiple: int = PACKET,  # MLP widths are filled up to multiples of this; 1: as they are
 ) -> list:  # (KV heads, MLP channels) of each layer in the file
-    """Widths that a model gets in a GGUF file.
+    """Widths that a model gets in a GGUF file; ValueError for what is no model, and for a multiple that is none.
 
     LLaMA and Mistral may differ from layer to layer. All others get the widths of their widest layer; a Phi and a
     Qwen2 get all the heads that their hidden size has room for, because llama.cpp takes that many for given."""
-    a, kind = lvlm.architecture, _gguf_architecture(lvlm)
+    a, kind = check_lvlm(lvlm).architecture, _gguf_architecture(lvlm)
     most = max(256, *(channels for _, channels in _widths(lvlm)))
-    if not 1 <= multiple <= most:
-        raise ValueError(f'multiple is a whole number from 1 to {most:,} for this model, not {multiple:,}')
+    whole = isinstance(multiple, (int, np.integer)) and not isinstance(multiple, bool)
+    if not whole or not 1 <= multiple <= most:
+        raise ValueError(f'multiple is a whole number from 1 to {most:,} for this model, not {multiple!r}')
     widths = [(kv_heads, -(-channels // multiple) * multiple) for kv_heads, channels in _widths(lvlm)]
     if kind != 'llama':
         widths = [tuple(map(max, zip(*widths)))] * len(widths)
@@ -536,10 +554,12 @@ def write_gguf(
 ) -> dict:  # 'widths' and 'kinds' in the file, 'notes' for whoever uses it
     """Write a language model as a GGUF file, whole or not at all; it computes what the model computes.
 
-    ValueError for a model that `gguf_refusal` refuses, for a copy that `quantize` made, and for a multiple wider than
-    the MLPs."""
+    ValueError for what is no loaded model, for a model that `gguf_refusal` refuses, for a copy that `quantize` made,
+    for a path that is none, and for a multiple that is no whole number or wider than the MLPs."""
     check_gguf_type(kind)
-    refuse_quantized_copy(lvlm)
+    refuse_quantized_copy(check_lvlm(lvlm))
+    if not isinstance(path, (str, Path)) or not str(path):
+        raise ValueError(f'a file to write is named by a text or a path, not {path!r}')
     widths = file_widths(lvlm, multiple)
     metadata = model_metadata(lvlm, widths, kind) | word_metadata(lvlm)
     kinds = write_gguf_file(path, metadata, gguf_tensors(lvlm, widths), kind)

@@ -87,35 +87,65 @@ def best_precision() -> str:  # 'bfloat16' or 'float32'
 
 # %% ../../nbs/models/linear_speed.ipynb #a190000d
 class _Product(torch.autograd.Function):
-    "x W^T + b in one of the ways, forward and backward; `way` multiplies, `weight` is what it multiplies by."
+    "x W^T + b in float32, forward and backward; `way` multiplies."
 
     @staticmethod
-    def forward(ctx, x, weight, bias, way, kept):
-        used = weight if kept is None else kept
+    def forward(ctx, x, weight, bias, way):
         ctx.way = way
-        ctx.save_for_backward(x if weight.requires_grad else None, used)
-        ctx.has_bias = bias is not None
-        return way(x, used, bias)
+        ctx.save_for_backward(x if weight.requires_grad else None, weight)
+        return way(x, weight, bias)
 
     @staticmethod
     def backward(ctx, g):
-        x, used = ctx.saved_tensors
-        gx = ctx.way(g, used.t()) if ctx.needs_input_grad[0] else None
-        gw = gb = None
-        if ctx.needs_input_grad[1]:
-            gw = ctx.way(g.flatten(0, -2).t(), x.flatten(0, -2).t())
-        if ctx.needs_input_grad[2]:
-            gb = g.flatten(0, -2).sum(0)
+        x, weight = ctx.saved_tensors
+        gx = ctx.way(g, weight.t()) if ctx.needs_input_grad[0] else None
+        gw = ctx.way(g.flatten(0, -2).t(), x.flatten(0, -2).t()) if ctx.needs_input_grad[1] else None
+        gb = g.flatten(0, -2).sum(0) if ctx.needs_input_grad[2] else None
+        return gx, gw, gb, None
+
+
+class _RoundedProduct(torch.autograd.Function):
+    "x W^T + b of factors that are rounded to bfloat16: both are kept as such, and a gradient is rounded once."
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, rounded_x, rounded_weight):
+        ctx.save_for_backward(rounded_x if weight.requires_grad else None, rounded_weight)
+        return F.linear(rounded_x, rounded_weight, None if bias is None else bias.bfloat16()).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx, g):
+        x, weight = ctx.saved_tensors
+        rounded = g.bfloat16()
+        gx = (rounded @ weight).to(g.dtype) if ctx.needs_input_grad[0] else None
+        gw = (rounded.flatten(0, -2).t() @ x.flatten(0, -2)).to(g.dtype) if ctx.needs_input_grad[1] else None
+        gb = g.flatten(0, -2).sum(0) if ctx.needs_input_grad[2] else None
         return gx, gw, gb, None, None
 
 # %% ../../nbs/models/linear_speed.ipynb #a190000e
-def _forward(x, linear, way, kept):
+class _LastRounded:
+    "The states that were rounded last: maps that read the same states share one copy."
+
+    def __init__(self):
+        self.states, self.version, self.rounded = None, -1, None
+
+    def __call__(self, x):
+        if x.is_inference():  # Whether such a tensor has changed since is not counted
+            return x.bfloat16()
+        if self.states is not x or self.version != x._version:
+            self.states, self.version, self.rounded = x, x._version, x.detach().bfloat16()
+        return self.rounded
+
+
+def _forward(x, linear, way, kept, last_rounded):
     "What a replaced `nn.Linear` does: the product in the chosen way, with a gradient where one is wanted."
     weight, bias = linear.weight, linear.bias
     if x.dtype != torch.float32 or x.numel() == 0:
         return F.linear(x, weight, bias)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)):
-        return _Product.apply(x, weight, bias, way, kept)
+        if way is _bfloat16:
+            rounded = weight.detach().bfloat16() if kept is None else kept
+            return _RoundedProduct.apply(x, weight, bias, last_rounded(x), rounded)
+        return _Product.apply(x, weight, bias, way)
     return way(x, weight if kept is None else kept, bias)
 
 
@@ -143,11 +173,11 @@ def fast_linear(
         raise ValueError(f'precision is one of {", ".join(_PRECISIONS)}, not {precision!r}')
     precision = best_precision() if precision == 'auto' else precision
     name = _float32_way() if precision == 'float32' else precision
-    replaced = []
+    replaced, last_rounded = [], _LastRounded()
     try:
         for m in [] if name == 'plain' else _linears(models, name):
             kept = m.weight.detach().bfloat16() if name == 'bfloat16' and not m.weight.requires_grad else None
-            m.forward = partial(_forward, linear=m, way=_WAYS[name], kept=kept)
+            m.forward = partial(_forward, linear=m, way=_WAYS[name], kept=kept, last_rounded=last_rounded)
             replaced.append(m)
         yield name
     finally:
