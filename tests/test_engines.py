@@ -99,7 +99,7 @@ def test_llama_cpp_says_why_it_refuses(llama_cpp, tmp_path):
         LlamaCpp(tmp_path / 'x.gguf')
 
 
-def test_packets_by_another_writer():
+def test_groups_by_another_writer():
     quants = pytest.importorskip('gguf').quants
     from gguf import GGMLQuantizationType
 

@@ -192,7 +192,7 @@ FILE_TYPES = {16: 'F16', 8: 'Q8_0', 4: 'Q4_0'}  # Bits -> type of the file that 
 def _bytes_in_file(bits):
     "Bytes that a weight takes in a file of so many bits, its share of the scales among them; arrays work as well."
     types = {b: GGUF_TYPES[kind] for b, kind in FILE_TYPES.items()}
-    return np.vectorize({b: t.nbytes / t.packet for b, t in types.items()}.get, otypes=[float])(bits)
+    return np.vectorize({b: t.nbytes / t.group for b, t in types.items()}.get, otypes=[float])(bits)
 
 
 @dataclass(frozen=True)

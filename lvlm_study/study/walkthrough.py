@@ -115,7 +115,7 @@ def pipeline_costs(
     vision = config_costs(case.config, T).prefill_flop.reindex(['vision encoder', 'projector']).sum()
     both, LM = whole.bytes + pruned.bytes, pruned.parameters - (whole.parameters - case.lm_parameters)
     steps = round(n * p.fraction) * (2 * pruned.prefill_flop + whole.prefill_flop - 2 * vision)
-    packet = GGUF_TYPES['Q8_0']
+    file_type = GGUF_TYPES['Q8_0']
 
     def ask(config):
         d = config_costs(config, T + words, batch=batch)
@@ -133,7 +133,7 @@ def pipeline_costs(
         'repair': (both, both, pruned.bytes, repair, None),
         'recover': (both, both, pruned.bytes, steps, 3600 * hours),
         'ask the recovered': ask(less),
-        'export': (pruned.bytes, pruned.bytes, LM * packet.nbytes / packet.packet, 0, None),
+        'export': (pruned.bytes, pruned.bytes, LM * file_type.nbytes / file_type.group, 0, None),
         'doctor': (2 * pruned.bytes, pruned.bytes, 0, 0, None),
     }
     d = pd.DataFrame(rows, index=['memory', 'read', 'written', 'flop', 'seconds']).T.astype(float)
