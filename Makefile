@@ -20,9 +20,9 @@ study: $(STAMP)
 	@[ "$(MODEL)" != smol-llava ] || $(BIN)/python -m pip install -qq -e '.[real]'
 	@mkdir -p $(LVLM_RESULTS)
 	@$(BIN)/lvlm_study run --preset quick --models "$(MODEL)"
-	@$(BIN)/lvlm_study draw
+	@$(BIN)/lvlm_study draw --models "$(MODEL)"
 	@$(BIN)/lvlm_study show --models "$(MODEL)"
-	@$(BIN)/lvlm_study check || echo "Some runs fall outside the stored intervals (see the table above): another machine, other versions?"
+	@$(BIN)/lvlm_study check --models "$(MODEL)" || echo "Some runs fall outside the stored intervals (see the table above): another machine, other versions?"
 	@echo "Rows and figures are in .study"
 
 test: $(STAMP)

@@ -117,6 +117,13 @@ def test_figures_go_where_they_are_told_to(tmp_path, monkeypatch):
     assert not (tmp_path / 'drawn' / 'study-layer-influence.png').exists()
 
 
+def test_the_models_that_are_named_are_drawn_and_compared(tmp_path):
+    drawn = draw_study('quick', tmp_path, ['smol-llava'])
+    assert [p.stem for p in drawn] == ['study-layer-influence', 'retention', 'study-abilities']
+    keys = {name: set(compare_results('quick', models=[name]).run) for name in ('smol-llava', 'tiny-llava')}
+    assert all(map(len, keys.values())) and not keys['smol-llava'] & keys['tiny-llava']
+
+
 @pytest.mark.parametrize('preset', PRESETS)
 def test_stored_rows_belong_to_the_grid(preset):
     "The key of every run of a preset that is stored names a row of the very same run."

@@ -758,17 +758,17 @@ def _shown_path(path):
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 # %% ../../nbs/study/cli.ipynb #6c2a6ded
-def _draw(preset, figures):
+def _draw(preset, figures, models):
     "Draw the figures of a preset."
-    written = draw_study(preset, figures or None)
+    written = draw_study(preset, figures or None, models)
     return dict(
         text='\n'.join(f'drawn: {_shown_path(p)}' for p in written) or 'nothing to draw yet: run the study first'
     )
 
 # %% ../../nbs/study/cli.ipynb #304aaa94
-def _check(preset):
+def _check(preset, models):
     "Compare with the rows that came with the project; not ok where a run disagrees or none is there."
-    d = compare_results(preset)
+    d = compare_results(preset, models=models)
     text = d.to_string(index=False) if len(d) else 'nothing to compare yet: run the study first'
     return dict(text=text, ok=bool(len(d) and d.agrees.all()))
 
@@ -815,10 +815,10 @@ def study_command(
         part = parse_shard(shard)
         return _run(preset, names, suite, parse_seeds(seeds), minutes or None, part, rule, engine, address)
     if action == 'draw':
-        return _draw(preset, figures)
+        return _draw(preset, figures, names)
     if action == 'show':
         return dict(text=summary_text(summary_table(preset, names)))
-    return _check(preset)
+    return _check(preset, names)
 
 # %% ../../nbs/study/cli.ipynb #dda1494c
 if __name__ == '__main__' and '__file__' in globals():

@@ -224,16 +224,17 @@ def study_figures_dir() -> Path:
 def draw_study(
     preset: str = 'quick',  # Whose rows are drawn
     folder: str | Path | None = None,  # Where the figures go; None: `study_figures_dir()`
+    models: Sequence[str] | None = None,  # Names of study models; None: as the preset says
 ) -> list[Path]:  # The files that were written
     "Draw the figures of a preset from stored rows; a figure whose rows are missing is left out."
     import matplotlib.pyplot as plt
 
     folder = Path(folder or study_figures_dir())
-    rows, written = stored_rows(preset), []
+    rows, written = stored_rows(preset, models), []
     with plot_style():
         figures = {
             'study-layer-influence': _draw_influence(rows),
-            'retention': _draw_retention(summary_table(preset)),
+            'retention': _draw_retention(summary_table(preset, models)),
             'study-abilities': _draw_abilities(rows),
         }
         for name, fig in figures.items():
@@ -265,10 +266,11 @@ def _asked(row):
 def compare_results(
     preset: str = 'quick',  # Whose runs are compared
     folder: str | Path | None = None,  # Rows to compare with; None: those that came with the project
+    models: Sequence[str] | None = None,  # Names of study models; None: as the preset says
 ) -> pd.DataFrame:  # run, ratio, trainable, retention_here, retention_shipped, agrees; empty without common runs
     "Retention in the rows of this machine beside that in other rows of the same type and batch size, run by run."
     lines = []
-    for run, row in stored_rows(preset).items():
+    for run, row in stored_rows(preset, models).items():
         other = _rows_in(Path(folder or shipped_results()), run.experiment).get(run.key, {})
         shipped, here = other.get('metrics', {}), row['metrics'].get('retention')
         if here is None or 'retention' not in shipped or _asked(row) != _asked(other):
