@@ -146,7 +146,7 @@ BAD = [
     (('lvlm_score', 'nothing-here', 's', '--samples', '2'), 'neither a study model'),
     (('lvlm_score', 'tiny-llava', 's', '--data', 'gone.json'), 'is no data'),
     (('lvlm_score', 'tiny-llava', 's', '--criteria', 'fame'), 'unknown criterion'),
-    (('lvlm_score', 'tiny-llava', 's', '--samples', '-3'), 'a number of samples'),
+    (('lvlm_score', 'tiny-llava', 's', '--samples', '-3'), 'a whole number of samples'),
     (('lvlm_prune', 'tiny-llava', 'p'), 'either --scores'),
     (('lvlm_prune', 'tiny-llava', 'p', '--scores', 'gone'), 'gone.safetensors is not there'),
     (('lvlm_prune', 'tiny-llava', 'p', '--plan', 'gone.json'), 'gone.json'),

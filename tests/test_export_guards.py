@@ -461,7 +461,7 @@ def test_a_file_of_another_vocabulary(any_engine, saved, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('multiple', [257 + 300, 10**9])
 def test_a_multiple_beyond_the_widths(multiple, saved, tmp_path):
-    with pytest.raises(ValueError, match=f'from 1 to 384 for this model, not {multiple:,}'):
+    with pytest.raises(ValueError, match=f'from 1 to 384 for this model, not {multiple}'):
         export(saved, out=tmp_path / 'x.gguf', multiple=multiple)
     assert list(tmp_path.iterdir()) == []
 

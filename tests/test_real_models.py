@@ -384,7 +384,8 @@ def test_pruned_and_healed_it_loads_elsewhere(kind, tmp_path):
     inputs = {name: t.contiguous() for name, t in inputs.items()}
     save_file(inputs, tmp_path / 'inputs.safetensors')
     files = [str(tmp_path / name) for name in ('healed', 'inputs.safetensors', 'logits.safetensors')]
-    said = subprocess.run([sys.executable, '-c', IN_A_CLEAN_PROCESS, *files], capture_output=True, text=True, check=True)
+    command = [sys.executable, '-c', IN_A_CLEAN_PROCESS, *files]
+    said = subprocess.run(command, capture_output=True, text=True, check=True)
     assert said.stdout.split() == ['tied', 'False']
     with torch.no_grad():
         ours = healed.model.eval()(**inputs).logits

@@ -658,7 +658,7 @@ def refuse_packed_copy(
     "ValueError for a copy that `quantize` made, unless in Q8_0 or Q4_0: their weights are plain rounded numbers."
     kind = getattr(lvlm.model, 'quantized_by', '')
     if kind and not getattr(lvlm.model, 'group_weights', ()):
-        raise ValueError(f'a copy with {kind} weights is packed: make_dense gives one with the numbers that they stand for')
+        raise ValueError(f'a copy with {kind} weights is packed: make_dense gives one with plain numbers')
 
 # %% ../../nbs/models/loading.ipynb #9eeef726
 def _write_model(lvlm, folder, card, layout):

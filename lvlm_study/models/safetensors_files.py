@@ -284,7 +284,7 @@ def refuse_unprunable(
     if any(folder.glob('*.gguf')) and not any(folder.glob('*.safetensors')):
         name = folder.resolve().name
         if (folder / 'config.json').is_file():
-            raise ValueError(f'{name} holds a config and a GGUF file, and no weights in safetensors: it is no checkpoint')
+            raise ValueError(f'{name} is no checkpoint: it holds a config and a GGUF file, and no weights beside them')
         raise ValueError(f'{name} is quantized (gguf): prune first, quantize afterwards; {dequantizing_advice("gguf")}')
 
 # %% ../../nbs/models/safetensors_files.ipynb #5af37e27
