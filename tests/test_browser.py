@@ -75,9 +75,12 @@ def needed(cells):
     return found[::-1]
 
 
+WHOLE = {'index', 'recovery/data_efficiency', 'study/explorer'}  # Later cells of these move their controls
+
+
 def as_opened(nb):
-    "The notebook with its prose and, of its code, what the widgets need; the index is whole."
-    cells = without_skipped(nb) if nb.name == 'index' else needed(without_skipped(nb))
+    "The notebook with its prose and, of its code, what the widgets need."
+    cells = without_skipped(nb) if nb.name in WHOLE else needed(without_skipped(nb))
     return dict(nb.js, cells=[c.js for c in nb.cells if not c.code or c in cells])
 
 
