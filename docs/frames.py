@@ -53,14 +53,18 @@ def used(node):
     return {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)} - own(node)
 
 
+def closure(pieces, want, defined, used):
+    "The pieces that define what is wanted, and what those want in turn, in order; a name may be defined after its use"
+    found = set()
+    while more := [i for i, p in enumerate(pieces) if i not in found and defined(p) & want]:
+        found |= set(more)
+        want = want.union(*(used(pieces[i]) for i in more))
+    return [p for i, p in enumerate(pieces) if i in found]
+
+
 def needed(statements, last):
     "The statements before `last` that it needs, in order: what a page shows besides is not run"
-    want, out = used(last), []
-    for s in reversed(statements):
-        if defined(s) & want:
-            out.append(s)
-            want |= used(s)
-    return out[::-1]
+    return closure(statements, used(last), defined, used)
 
 
 def calls(node):

@@ -62,25 +62,29 @@ def builds_widget(c):
     return not c.exported and bool(CALLS.search(c.source) or any(re.search(rf'\b{m}\(', c.source) for m in MAKERS))
 
 
+def defined(c):
+    return set().union(*map(frames.defined, c.tree.body))
+
+
+def used(c):
+    return set().union(*map(frames.used, c.tree.body))
+
+
 def needed(cells):
-    """The cells that build a widget, and those before them that they need.
+    """The cells that build a widget, those after them that move it, and what all of these need.
 
-    `nbdev_test` runs whole notebooks; here only the widgets are looked at, in half the time."""
-    want, found = set(), []
-    for c in reversed(cells):
-        defined = set().union(*map(frames.defined, c.tree.body))
-        if builds_widget(c) or 'logging' in c.source or defined & want:
-            found.append(c)
-            want |= set().union(*map(frames.used, c.tree.body))
-    return found[::-1]
-
-
-WHOLE = {'index', 'recovery/data_efficiency', 'study/explorer'}  # Later cells of these move their controls
+    `nbdev_test` runs whole notebooks; here only the widgets are looked at, in less time."""
+    built = [c for c in cells if builds_widget(c)]
+    widgets = set().union(*map(defined, built))
+    moving = [c for c in cells if c.i > built[0].i and used(c) & widgets]
+    kept = [c for c in cells if c in built or c in moving or 'logging' in c.source]
+    kept += frames.closure(cells, set().union(*map(used, kept)), defined, used)
+    return [c for c in cells if c in kept]
 
 
 def as_opened(nb):
-    "The notebook with its prose and, of its code, what the widgets need."
-    cells = without_skipped(nb) if nb.name in WHOLE else needed(without_skipped(nb))
+    "The notebook with its prose and, of its code, what the widgets need; the index is whole."
+    cells = without_skipped(nb) if nb.name == 'index' else needed(without_skipped(nb))
     return dict(nb.js, cells=[c.js for c in nb.cells if not c.code or c in cells])
 
 

@@ -110,6 +110,11 @@ def test_a_slider_gets_the_methods_that_are_added_to_a_class_it_uses():
     assert [s.name for s in frames.needed(before, last)] == ['A', 'size', 'load']
 
 
+def test_a_slider_gets_what_is_defined_after_its_use():
+    *before, last = ast.parse('def a(): return b()\ndef c(): return 1\ndef b(): return 2\na()').body
+    assert [s.name for s in frames.needed(before, last)] == ['a', 'b']
+
+
 def test_every_notebook_and_module_has_a_page(site):
     out = site[0]
     none_found([nb.name for nb in notebooks() if not (out / f'{nb.name}.html').exists()], 'Notebooks without a page:')
