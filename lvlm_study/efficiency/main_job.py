@@ -7,16 +7,14 @@ __all__ = ['JOB_RATIO', 'JOB_COUNTS', 'JOB_MODELS', 'JOB_UNITS', 'job_step', 'me
            'job_minutes']
 
 # %% ../../nbs/efficiency/main_job.ipynb #ab10c003
-import ctypes
 import time
 from collections.abc import Callable
-from pathlib import Path
 import pandas as pd
 import torch
 from ..core.store import Run, read_rows
 from ..data.plain_benchmarks import plain_instructions
 from ..data.toy_benchmarks import instructions
-from .timing import held_megabytes
+from .timing import held_megabytes, restart_peak
 from ..evaluation.evaluate import evaluate
 from ..evaluation.results import MODEL_SUITES
 from ..importance.importance import score
@@ -89,9 +87,7 @@ def measure_job_step(
     "Run a step of the job in this process and say what it took. Memory is counted on Linux only."
     count = count or JOB_COUNTS[step][0]
     work = job_step(step, name, count)
-    ctypes.CDLL(None).malloc_trim(0)  # What was given back does not count as held
-    Path('/proc/self/clear_refs').write_text('5')  # The peak counts from here on
-    before, start, cpu = held_megabytes('VmRSS'), time.perf_counter(), time.process_time()
+    before, start, cpu = restart_peak(), time.perf_counter(), time.process_time()
     work()
     took = dict(seconds=time.perf_counter() - start, cpu_seconds=time.process_time() - cpu)
     return dict(units=count, peak=held_megabytes('VmHWM'), before=before) | took

@@ -19,6 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM
+from .timing import held_megabytes, restart_peak
 from ..evaluation.language import perplexity, text_blocks
 from ..importance.importance import score
 from ..importance.layer_scores import reference_block_influence
@@ -135,12 +136,6 @@ PEERS = {
 }
 
 
-def _peak_memory():
-    "The most memory that this process has held since its peak was last set back, in MB of 2**20 bytes."
-    lines = Path('/proc/self/status').read_text().splitlines()
-    return int(next(line for line in lines if line.startswith('VmHWM')).split()[1]) / 1024
-
-
 def prune_by_peer(
     name: str,  # One of `PEERS`
     folder: str,  # SmolLM2, in the layout of transformers
@@ -151,10 +146,9 @@ def prune_by_peer(
     if package and version(package) != PEER_PACKAGES[package]:
         raise ValueError(f'{package} {PEER_PACKAGES[package]} is meant, not {version(package)}')
     lvlm, batches, plan = peer_task(folder)
-    Path('/proc/self/clear_refs').write_text('5')  # the peak counts from here on
-    before, seconds = _peak_memory(), time.process_time()
+    before, seconds = restart_peak(), time.process_time()
     pruned = prune(lvlm, batches, plan)
-    measured = dict(cpu_seconds=time.process_time() - seconds, megabytes=_peak_memory() - before)
+    measured = dict(cpu_seconds=time.process_time() - seconds, megabytes=held_megabytes('VmHWM') - before)
     pruned = pruned if isinstance(pruned, LVLM) else replace(lvlm, model=pruned)
     pruned.model.save_pretrained(destination) if pruned.plan is None else save_lvlm(pruned, destination)
     return measured

@@ -32,7 +32,7 @@ from torch.nn import functional as F
 from ..core.plotting import COLORS
 from ..core.store import Run, cache_dir, seed_all
 from ..data.instruction_data import nested_subset
-from ..efficiency.timing import held_megabytes
+from ..efficiency.timing import held_megabytes, restart_peak
 from ..evaluation.evaluate import evaluate
 from ..evaluation.language import ENGLISH_TEXTS, english_text, language_scores
 from ..evaluation.results import MODEL_SUITES, REAL_LIMIT
@@ -407,7 +407,7 @@ def cost_child(
     start = held_megabytes('VmRSS')
     ids = torch.randint(1000, 9000, (pieces, COST_PIECE), generator=torch.Generator().manual_seed(0))
     work = _cost_task(task, folder, pruned, [dict(input_ids=part) for part in ids.split(COST_BATCH)])
-    Path('/proc/self/clear_refs').write_text('5')  # the peak counts from here on
+    restart_peak()
     seconds = time.process_time()
     work()
     return dict(cpu_seconds=time.process_time() - seconds, megabytes=held_megabytes('VmHWM') - start)
