@@ -42,8 +42,9 @@ from transformers import AutoModelForImageTextToText, CLIPVisionConfig, LlamaCon
 from transformers import LlavaForConditionalGeneration, PhiConfig, SiglipVisionConfig
 from .core.store import Run, cache_dir, default_device, record
 from .efficiency.builds import EARLIER_BUILD, measure_large_data, time_evaluation, time_step
+from .efficiency.builds import time_study
 from .efficiency.main_job import JOB_COUNTS, JOB_MODELS, job_run, measure_job_step
-from .efficiency.peers import PEERS, measure_peer
+from .efficiency.peers import PEERS, measure_peer, measure_scores
 from .importance.block_influence import block_influence, cosine_distance
 from .importance.importance import Scores, score
 from .importance.layer_scores import skip_layers
@@ -953,8 +954,9 @@ def surgery_benchmarks(
 def peer_benchmarks(
     folder: str | None = None,  # Where the environments of peers lie; None: `peers` in the cache
 ) -> list:
-    "SmolLM2 at one size, by every peer."
-    environments, benchmarks = folder or cache_dir('peers'), []
+    "SmolLM2 at one size, by every peer, and scores beside those of others."
+    environments = folder or cache_dir('peers')
+    benchmarks = [Benchmark('scores', 'smollm2', 'scores beside others', partial(measure_scores, environments))]
     for name, (package, _) in PEERS.items():
         part = package or ('ours' if name.startswith('this') else 'rules')
         benchmarks.append(Benchmark(part, 'smollm2', f'peers: {name}', partial(measure_peer, name, environments)))
@@ -967,6 +969,7 @@ def build_benchmarks() -> list:
         'data': ('665,000 conversations', 'memory and time', measure_large_data),
         'evaluation': ('tiny-llava', f'evaluation beside {EARLIER_BUILD}', time_evaluation),
         'step': ('SmolLM2 shape', f'recovery step beside {EARLIER_BUILD}', time_step),
+        'study': ('tiny-llava', f'the quick study beside {EARLIER_BUILD}', time_study),
         'evaluation_fastest': (
             'tiny-llava',
             f'evaluation in the fastest precision beside {EARLIER_BUILD}',

@@ -49,6 +49,7 @@ def test_notebooks_with_widgets_are_found():
         'pruning/layer_pruning',
         'pruning/width_pruning',
         'recovery/data_efficiency',
+        'recovery/recipes',
     }
     assert wanted <= {nb.name for nb in FOUND}
 

@@ -166,6 +166,7 @@ SLIDERS = {
     'pruning/layer_pruning.html',
     'pruning/width_pruning.html',
     'recovery/data_efficiency.html',
+    'recovery/recipes.html',
 }
 
 

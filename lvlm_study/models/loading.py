@@ -529,6 +529,14 @@ def eval_mode(
             module.training = training
 
 # %% ../../nbs/models/loading.ipynb #951153d2
+def _all_finite(p):
+    "Are all values finite? Sums tell without a copy of the weights; only where one is not finite all are looked at."
+    if p.dtype != torch.float16:
+        return bool(torch.isfinite(p.detach().sum()) or torch.isfinite(p).all())
+    parts = p.detach().flatten().split(2**20)  # summed in float32, which copies: a part at a time
+    return all(bool(torch.isfinite(part.sum(dtype=torch.float32))) for part in parts)
+
+
 def check_finite(
     lvlm: LVLM,  # Model whose weights are looked at; those on the meta device are passed over
     what: str = 'scores',  # What is to be computed, a noun in the plural, for the message
@@ -541,7 +549,7 @@ def check_finite(
             continue
         packed = getattr(lvlm.model, 'quantized_by', '') and type(p) is not nn.Parameter
         looked_at = p.is_floating_point() and p.element_size() > 1 and not p.is_meta and not packed
-        if looked_at and not torch.isfinite(p).all():
+        if looked_at and not _all_finite(p):
             raise ValueError(f'{name} holds values that are not finite: {what} would be meaningless')
 
 

@@ -17,8 +17,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from ..core.plotting import COLORS
 from ..data.instruction_data import nested_subset
-from ..evaluation.results import NORMALIZATIONS, PAPER_FAMILIES, STUDY_RATIOS, most_measured_recipe
-from ..evaluation.results import normalized_retention, paper_fractions, retention_by_fraction
+from ..evaluation.results import MODEL_SUITES, NORMALIZATIONS, PAPER_FAMILIES, STUDY_RATIOS
+from ..evaluation.results import most_measured_recipe, normalized_retention, paper_fractions
+from ..evaluation.results import retention_by_fraction
 from .losses import Recovery, recovery_settings
 from .recipes import step_budget
 
@@ -192,7 +193,7 @@ def _card_data(results, bare, ratio, model, method):
     d = retention_by_fraction(results, bare, model, method, ratio, recipe)
     if d[d.fraction > 0].fraction.nunique() >= 3:
         return d, f'measured: {model}, {method}'
-    family = PAPER_FAMILIES[model]
+    family = PAPER_FAMILIES['tiny-llava' if model in MODEL_SUITES else model]
     d = paper_fractions(family)
     return d[np.isclose(d.ratio, ratio)], f'not measured yet; the paper: {family}, width'
 
@@ -231,7 +232,8 @@ def data_efficiency_card(
     knee = saturation_knee(fit)
     if 0.01 < knee < 1:
         ax.axvline(100 * knee, color=COLORS['width'], lw=1, label=f'knee: {100 * knee:.0f} %')
-    words = f'{fraction:.0%} of the data at {ratio:.0%}, by the fitted curve: '
+    of_paper = '' if source.startswith('measured') else ' in the paper'
+    words = f'{fraction:.0%} of the data at {ratio:.0%}{of_paper}, by the fitted curve: '
     words += _by_yardsticks(d, fraction, float(fit(fraction)))
     ax.set_xscale('log')
     ax.set(xlabel='share of the data in %', ylabel='retention in %')

@@ -6,7 +6,7 @@
 __all__ = ['STAGED_RECIPES', 'ALL_RECIPES', 'TRAINABLE_STYLES', 'SINGLE_LOSSES', 'LOSS_SUMS', 'RECIPE_COLORS', 'COMPARED_RECIPES',
            'step_budget', 'StagedResult', 'two_stage_recovery', 'gradient_norms', 'balanced_recovery', 'split_evenly',
            'iterative_recovery', 'recover_run', 'plot_trainable', 'plot_recipe_bars', 'draw_recipe_bars',
-           'plot_gain_over']
+           'plot_gain_over', 'recipe_values', 'recipe_card']
 
 # %% ../../nbs/recovery/recipes.ipynb #0b21fbac
 import json
@@ -25,7 +25,8 @@ from matplotlib.figure import Figure
 from ..core.plotting import COLORS, mark_unmeasured
 from ..core.store import Run, atomic_write
 from ..data.instruction_data import nested_subset
-from ..evaluation.results import BASE_RECIPE, PAPER_FAMILIES, by_recipe, paper_recipe_results, recovery_results
+from ..evaluation.results import BASE_RECIPE, PAPER_FAMILIES, by_recipe, measured_trainable_lines
+from ..evaluation.results import paper_recipe_results, recovery_results
 from ..importance.importance import score
 from ..models.architecture import LVLM
 from ..pruning.plan import Plan
@@ -359,3 +360,61 @@ def plot_gain_over(
     ax.set(yticks=range(len(means)), yticklabels=means.index, xlabel=f'points over {BASE_RECIPE}')
     ax.grid(axis='y')
     return ax
+
+# %% ../../nbs/recovery/recipes.ipynb #8fae6fb2
+def _near(line, ratio):
+    "The value of a line at the measured ratio that comes nearest, in percent; NaN where none is within 6 points."
+    apart = np.abs(np.asarray(line.index, float) - 100 * ratio)
+    return float(line.iloc[apart.argmin()]) if len(line) and apart.min() < 6 else np.nan
+
+
+def _draw_bars(values, colors, ax):
+    "Horizontal bars with their numbers; what was not run is said."
+    for y, (label, value) in enumerate(values.items()):
+        known = np.isfinite(value)
+        ax.barh(y, value if known else 0, color=colors[label], height=0.7)
+        ax.text(value + 1 if known else 1, y, f'{value:.0f}' if known else 'not run', va='center', fontsize=7.5)
+    ax.set(yticks=range(len(values)), yticklabels=values, ylim=(len(values) - 0.5, -0.5), xlim=(0, 118))
+    ax.set_xlabel('retention in %')
+    ax.grid(axis='y')
+    return ax
+
+
+# %% ../../nbs/recovery/recipes.ipynb #8fae6fb3
+def recipe_values(
+    stored: dict,  # Stored results by 'recovery', 'layer' and 'width'
+    ratio: float,  # Target ratio, one of `STUDY_RATIOS`
+    model: str,  # Name of a study model or of a real one
+    method: str,  # 'layer' or 'width'
+) -> tuple[dict, dict]:  # Retention in percent by what is trained, and by recipe; NaN where nothing is stored
+    "What the stored runs retain at one ratio; ValueError for another method."
+    if method not in ('layer', 'width'):
+        raise ValueError(f'method is layer or width, not {method!r}')
+    lines = measured_trainable_lines(stored, model)
+    trained = {label: _near(lines[method, t], ratio) for t, (_, label) in TRAINABLE_STYLES.items()}
+    d = recovery_results(stored['recovery'], model, method)
+    d = d[(d.trainable == 'projector+lora') & np.isclose(d.ratio, ratio)] if len(d) else d
+    means = d.groupby('recipe').retention.mean() if len(d) else pd.Series(dtype=float)
+    return trained, {recipe: float(means.get(recipe, np.nan)) for recipe in RECIPE_COLORS}
+
+
+def recipe_card(
+    stored: dict,  # Stored results by 'recovery', 'layer' and 'width'
+    ratio: float,  # Target ratio, one of `STUDY_RATIOS`
+    model: str = 'tiny-llava',  # Name of a study model or of a real one
+    method: str = 'width',  # 'layer' or 'width'
+) -> Figure:
+    "Draw what recovery gives at a ratio."
+    import matplotlib.pyplot as plt
+
+    trained, learned = recipe_values(stored, ratio, model, method)
+    fig, (left, right) = plt.subplots(1, 2, figsize=(8.2, 2.7), layout='constrained')
+    colors = {label: COLORS[color] for color, label in TRAINABLE_STYLES.values()}
+    runs = recovery_results(stored['recovery'], model, method)
+    share = f', {runs.fraction.iloc[0]:.0%} of the data' if len(runs) else ''
+    _draw_bars(trained, colors, left).set_title(f'{model}, {ratio:.0%}, {method}: what is trained')
+    _draw_bars(learned, RECIPE_COLORS, right).set_title(f'what is learned from{share}')
+    for ax in (left, right):
+        ax.axvline(100, color='#999999', lw=0.7)
+    return fig
+

@@ -8,7 +8,8 @@ __all__ = ['CALIBRATION_SAMPLES', 'QUICK_RATIOS', 'QUICK_TRAINABLE', 'ALL_RATIOS
            'LAYER_RIVALS', 'SEEDED_PRESETS', 'PRESETS', 'PURPOSE_RUNS', 'BATCH_SIZE', 'EXPERIMENTS', 'quick_runs',
            'pruning_runs', 'criteria_runs', 'scoring_runs', 'trainable_runs', 'loss_runs', 'data_runs',
            'extra_recipe_runs', 'smol_runs', 'run_grid', 'needed_criteria', 'recovery_data', 'run_scores',
-           'run_importance', 'original_model', 'plan_for_run', 'student_for_run', 'run_model', 'run_all']
+           'run_importance', 'original_model', 'plan_for_run', 'training_samples', 'student_for_run', 'run_model',
+           'run_all']
 
 # %% ../../nbs/study/runner.ipynb #97dae38d
 import shutil
@@ -409,9 +410,12 @@ def plan_for_run(
 
 # %% ../../nbs/study/runner.ipynb #d953ee26
 @lru_cache(maxsize=1)
-def _training_samples(model):
+def training_samples(
+    model: str,  # Name of a model of the study
+) -> TrainingSamples:  # Of the last model that was asked for
     "The recovery data for one model; the features of its pictures are computed once."
     return TrainingSamples(load_lvlm(model), recovery_data(model))
+
 
 # %% ../../nbs/study/runner.ipynb #edea2349
 def student_for_run(
@@ -425,7 +429,7 @@ def student_for_run(
     if run.recipe == 'none':
         return apply_plan(lvlm, plan), 0.0
     folder = cache_dir('recoveries') / f'{run.key}-r{DATA_REVISION}-{fingerprint(lvlm)[:8]}'
-    result = recover_run(lvlm, run, _training_samples(run.model), plan, out=folder, progress=None)
+    result = recover_run(lvlm, run, training_samples(run.model), plan, out=folder, progress=None)
     shutil.rmtree(folder, ignore_errors=True)
     return result.lvlm, result.seconds
 
