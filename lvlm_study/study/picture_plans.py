@@ -19,7 +19,7 @@ from ..core.plotting import COLORS
 from ..core.store import Run, read_rows
 from ..evaluation.language import ENGLISH_TEXTS
 from ..evaluation.results import MODEL_SUITES, PAPER_CRITERION
-from ..evaluation.verdicts import DRAWS, Effect, effect_of, interval_noise, mean_with_draws
+from ..evaluation.verdicts import Effect, effect_of, interval_noise, mean_with_draws
 from .repair_results import CALIBRATION_SAMPLES_REPAIR, PLAN_LABELS, RATIOS, RECOVERED, as_asked
 from .repair_results import paired_runs
 from .runner import OTHER_SUITES, REAL_FRACTION
