@@ -1,8 +1,8 @@
 "Verdicts: one rule for claims and recipes, and every sentence that states one agrees with the stored rows."
 
 import json
-from dataclasses import asdict
 import re
+from dataclasses import asdict
 import numpy as np
 import pytest
 from guards import NBS, ROOT
