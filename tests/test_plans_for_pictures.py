@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from lvlm_study.core.store import Run, load_results
@@ -33,7 +32,7 @@ def test_no_text_is_fitted_on_and_read(lvlm):
     assert len(set(every)) == len(every) and not read & set(every)
 
 
-def test_a_mixture_has_half_of_each(lvlm):
+def test_a_mixture_takes_turns(lvlm):
     batches = calibration_data(lvlm, ASKED, MIXTURES[2].split('+'))
     pictures = sum(len(batch['input_ids']) for batch in batches if 'pixel_values' in batch)
     assert (pictures, len(pieces(batches))) == (10, 5)
@@ -113,6 +112,6 @@ def test_bars_of_the_card_are_means_over_all_seeds():
     d = d[(d.metric == 'retention') & (d.trainable == 'projector+lora') & (d.fraction == 0.05)]
     trained, learned = recipe_values(stored, 0.3, 'smol-llava', 'layer')
     assert d.seed.nunique() >= 3 and np.isclose(learned['sft'], d.value.mean())
-    assert set(trained) and pd.Series(learned).isna().any()
+    assert trained['no recovery'] < trained['projector'] < trained['projector + LoRA']
     with pytest.raises(ValueError, match='layer or width'):
         recipe_values(stored, 0.3, 'smol-llava', 'depth')

@@ -225,7 +225,7 @@ def _all_gradients(lvlm, batches):
 
 
 def _influence_of_optipfair(lvlm, batches):
-    "Its layer scores; the sum that ends an average over batches is its own."
+    "Its scores of the layers, in their order."
     from optipfair.pruning.depth import analyze_layer_importance
 
     data = [{name: batch[name] for name in ('input_ids', 'attention_mask')} for batch in batches]
@@ -249,7 +249,8 @@ def score_once(
     lvlm, batches, _ = peer_task(folder)
     with torch.inference_mode():  # weights come from the file when they are first used: now, before the count
         lvlm.model(input_ids=torch.arange(8)[None], use_cache=False)
-    before, seconds = restart_peak(), time.process_time()
+    before = restart_peak()
+    seconds = time.process_time()
     found = SCORE_TASKS[task](lvlm, batches[:1])
     measured = dict(cpu_seconds=time.process_time() - seconds, megabytes=held_megabytes('VmHWM') - before)
     return measured | dict(scores=found.tolist() if task.startswith('influence') else [])

@@ -25,7 +25,7 @@ from .repair_results import paired_runs
 from .runner import OTHER_SUITES, REAL_FRACTION
 
 # %% ../../nbs/study/picture_plans.ipynb #0b9b9183
-PAPER_PLANS = (('layer', 'bi'), ('width', 'taylor'))
+PAPER_PLANS = tuple((method, PAPER_CRITERION[method]) for method in ('layer', 'width'))
 SUITE_PLANS = (('width', 'wanda'), ('width', 'activation'), ('layer', 'greedy'), ('width', 'wanda global'))
 SUITE_PLANS += (('width', 'bi_max+wanda'),)
 SINK_PLANS = (('layer', 'bi'), ('layer', 'bi_max'))
@@ -157,7 +157,8 @@ def plan_gains(
     ratio: float = RATIOS[0],  # Target ratio of the layers
 ) -> pd.DataFrame:  # Index: label of the plan, way; columns value, low, high in points, seeds, verdict
     "By how much each plan retains more than the paper's: plans of whole layers than influence, all others than Taylor."
-    cells, rows = plan_cells(model, ratio), {}
+    cells = plan_cells(model, ratio)
+    rows = {}
     for (method, criterion), ways in cells.items():
         base = (method, PAPER_CRITERION[method])
         for way in PLAN_WAYS if (method, criterion) != base else ():
@@ -200,7 +201,8 @@ def mixture_table(
     lines = {}
     for run in mixture_runs(model, seed):
         row = read_rows(run.experiment).get(run.key, {})
-        metrics, fitted = row.get('metrics', {}), run.purpose.removeprefix('repaired on ') or 'plain'
+        metrics = row.get('metrics', {})
+        fitted = run.purpose.removeprefix('repaired on ') or 'plain'
         line = lines.setdefault((run.method, dict(repaired=MIXTURES[0]).get(fitted, fitted)), {})
         for name, value in metrics.items():
             if name == 'retention' or name.startswith('perplexity_'):

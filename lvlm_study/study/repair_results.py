@@ -127,8 +127,10 @@ def repair_name(
 ) -> tuple[str, list[str], bool]:  # Name in `REPAIRS`, kinds that are fitted on (none: the usual), is it trained after?
     "What a run's purpose asks for; ValueError for an unknown one."
     name, _, kinds = purpose.partition(' on ')
-    kinds, trained = kinds.split('+') if kinds else [], name in RECOVERED
-    name, known_kinds = RECOVERED.get(name, name), ('instructions', *TEXT_KINDS)
+    kinds = kinds.split('+') if kinds else []
+    trained = name in RECOVERED
+    name = RECOVERED.get(name, name)
+    known_kinds = ('instructions', *TEXT_KINDS)
     if name not in REPAIRS or not set(kinds) <= set(known_kinds):
         known = ', '.join([*REPAIRS, *RECOVERED])
         raise ValueError(f'a repair is one of {known}, on {" + ".join(known_kinds)}, not {purpose!r}')
@@ -165,12 +167,13 @@ def _instructions(run):
 
 # %% ../../nbs/study/repair_results.ipynb #0b9b9185
 MIXED_BATCH = 5  # Samples of a batch where pictures and text take turns
-SAMPLES_PER_PIECE = 2  # A piece of text is about twice as long as an instruction, so half as many are read
+SAMPLES_PER_PIECE = 2  # A piece of text counts as two samples, so that text is the smaller part of a mixture
 
 
 def _mixed_batches(lvlm, kinds, run):
     "Batches of instructions and of text in turn; text that `language_scores` reads is not among them."
-    parts, share = [], run.calibration // len(kinds)
+    parts = []
+    share = run.calibration // len(kinds)
     for kind in kinds:
         if kind == 'instructions':
             rows = _instructions(replace(run, calibration=share))
@@ -351,10 +354,13 @@ def run_suite_repair(
     matched = run.size_match and run.criterion != PAPER_CRITERION[run.method]
     own = matched or run.criterion == 'greedy' or not run.criterion.isidentifier()
     plan = repair_plan(run) if own else plan_for_run(run, lvlm)
-    student, rows, start = apply_plan(lvlm, plan), [], time.process_time()
+    student = apply_plan(lvlm, plan)
+    rows = []
+    start = time.process_time()
     name, kinds, trained = repair_name(run.purpose)
     if REPAIRS[name] is not None:
-        chosen, seen = calibration_data(lvlm, run, kinds), not kinds or 'instructions' in kinds
+        chosen = calibration_data(lvlm, run, kinds)
+        seen = not kinds or 'instructions' in kinds
         options = dict(inplace=True, rows=rows, progress=False, use_images=seen)
         student = repair(student, lvlm, chosen, **options, **REPAIRS[name])
     if trained:
