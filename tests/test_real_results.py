@@ -15,9 +15,10 @@ def answers(shares, seed=0):
     return {name: draw.permutation(np.arange(n) < round(shares[name] * n)) for name, n in SPLITS.items()}
 
 
-def row(right, suite='plain', method='none', ratio=0.0, seed=0, use_images=True, perplexity=20.0):
+def row(right, suite='plain', method='none', ratio=0.0, seed=0, use_images=True, perplexity=20.0, calibration=50):
     "A stored row with some answers"
     run = dict(model='smol-llava', suite=suite, purpose='', method=method, ratio=ratio, seed=seed)
+    run |= dict(calibration=calibration)
     run |= dict(use_images=use_images, recipe='none', criterion=dict(layer='bi', width='taylor').get(method, 'bi'))
     curves = dict(correct=pack_correct(np.concatenate([*right.values()])))
     curves |= dict(chance=dict(GQA=20.0, POPE=50.0, TextQA=25.0))
@@ -90,6 +91,15 @@ def test_pictures_that_suffer_more_are_a_finding_with_three_seeds(store):
 def test_language_that_suffers_more_is_the_reverse(store):
     store += damaged(0.9, 0.4, 3)
     assert damage_table().loc[('layer', 0.3)].verdict == 'reversed'
+
+
+def test_models_pruned_on_fewer_samples_are_not_mixed_in(store):
+    store += damaged(0.6, 0.88, 3)
+    before = damage_table()
+    fewer = dict(method='layer', ratio=0.3, seed=1, calibration=10)
+    store.append(row(answers(dict(GQA=0.1, POPE=0.1), 1), perplexity=900.0, **fewer))
+    store.append(text_row(0.1, **fewer))
+    assert damage_table().equals(before)
 
 
 def test_one_seed_is_never_a_finding(store):

@@ -6,7 +6,7 @@
 __all__ = ['FEW_KV_HEADS', 'WIDTH_METHODS', 'drop_lowest', 'default_multiple', 'legal_widths', 'nearest_pair', 'step_costs',
            'spread_steps', 'width_plan', 'same_size_plans', 'channel_profile', 'removed_percent',
            'plot_remaining_kv_heads', 'plot_remaining_mlp_channels', 'plot_at_equal_size', 'plot_answer_forms',
-           'width_card']
+           'ratio_handles', 'width_card']
 
 # %% ../../nbs/pruning/width_pruning.ipynb #82283d15
 from collections.abc import Iterable, Sequence
@@ -17,6 +17,8 @@ import pandas as pd
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 from ..core.plotting import COLORS
 from ..evaluation.results import ANSWER_FORMS, retention_curve, treatment_line
 from ..importance.importance import Scores, check_scores
@@ -289,6 +291,8 @@ def plot_remaining_kv_heads(
     picture = np.ma.array(score_LN, mask=gone_LN).T
     ax.imshow(picture, cmap='Blues', vmin=0, vmax=2, aspect='auto', origin='lower', interpolation='nearest')
     ax.set(xlabel='layer', ylabel='KV head', title='KV heads that stay')
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_locator(MaxNLocator(6, integer=True))
     ax.grid(False)
     return ax
 
@@ -308,7 +312,8 @@ def plot_remaining_mlp_channels(
     ax.imshow(channel_profile(score_LN).T, extent=(-0.5, L - 0.5, 0, 100), **picture)
     ax.stairs(gone_L, edges, color='#333333', lw=1.4, baseline=None)
     ax.fill_between(np.repeat(edges, 2)[1:-1], 0, np.repeat(gone_L, 2), color='white', alpha=0.75, lw=0)
-    ax.set(xlabel='layer', ylabel='channels by score, %', title='Channels: above the line stays', ylim=(0, 100))
+    ax.set(xlabel='layer', ylabel='channels, %', title='Channels: above the line stays', ylim=(0, 100))
+    ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     ax.grid(False)
     return ax
 
@@ -330,6 +335,11 @@ def plot_at_equal_size(
     return ax
 
 # %% ../../nbs/pruning/width_pruning.ipynb #c4647159
+def _shade(step):
+    "How opaque the bars of a ratio are, the first one palest."
+    return 0.35 + 0.2 * step
+
+
 def plot_answer_forms(
     gaps: dict,  # Label -> points by form and ratio, as from `advantage_by_form`; a label with 'paper' is drawn in gray
     ax: Axes,  # Axes to draw on
@@ -343,12 +353,20 @@ def plot_answer_forms(
         for b in range(len(gap)):
             x = np.arange(len(ANSWER_FORMS)) - 0.4 + width * (a * ratios + b + 0.5)
             name = label if b == len(gap) - 1 else None
-            ax.bar(x, gap.iloc[b], width, color=color, alpha=0.35 + 0.2 * b, label=name)
+            ax.bar(x, gap.iloc[b], width, color=color, alpha=_shade(b), label=name)
     ax.axhline(0, color='#333333', lw=0.8)
-    ax.set(xticks=range(len(ANSWER_FORMS)), xticklabels=ANSWER_FORMS, ylabel='width minus layers, points')
+    ax.set(xticks=range(len(ANSWER_FORMS)), ylabel='width minus layers, points')
+    ax.set_xticklabels([form.replace(' ', '\n', 1) for form in ANSWER_FORMS], fontsize=8)
     ax.grid(axis='x')
-    ax.legend(fontsize=6.5, loc='upper left')
+    ax.legend(fontsize=7, loc='upper left')
     return ax
+
+
+def ratio_handles(
+    ratios: Sequence[float],  # Ratios that are drawn, from 0 to 1
+) -> list:  # Patches for a legend, pale to dark
+    "What the shades of `plot_answer_forms` mean."
+    return [Patch(color='#444444', alpha=_shade(b), lw=0, label=f'{r:.0%} removed') for b, r in enumerate(ratios)]
 
 # %% ../../nbs/pruning/width_pruning.ipynb #763d409f
 def width_card(

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['STAGED_RECIPES', 'ALL_RECIPES', 'TRAINABLE_STYLES', 'SINGLE_LOSSES', 'LOSS_SUMS', 'RECIPE_COLORS', 'COMPARED_RECIPES',
-           'step_budget', 'StagedResult', 'two_stage_recovery', 'gradient_norms', 'balanced_recovery', 'split_evenly',
-           'iterative_recovery', 'recover_run', 'plot_trainable', 'plot_recipe_bars', 'draw_recipe_bars',
-           'plot_gain_over', 'recipe_values', 'recipe_card']
+           'GAIN_COLORS', 'step_budget', 'StagedResult', 'two_stage_recovery', 'gradient_norms', 'balanced_recovery',
+           'split_evenly', 'iterative_recovery', 'recover_run', 'plot_trainable', 'plot_recipe_bars',
+           'draw_recipe_bars', 'plot_gain_over', 'recipe_values', 'recipe_seeds', 'recipe_card']
 
 # %% ../../nbs/recovery/recipes.ipynb #0b21fbac
 import json
@@ -25,8 +25,8 @@ from matplotlib.figure import Figure
 from ..core.plotting import COLORS, mark_unmeasured
 from ..core.store import Run, atomic_write
 from ..data.instruction_data import nested_subset
-from ..evaluation.results import BASE_RECIPE, PAPER_FAMILIES, by_recipe, measured_trainable_lines
-from ..evaluation.results import paper_recipe_results, recovery_results
+from ..evaluation.results import BASE_RECIPE, PAPER_FAMILIES, by_recipe, common_seeds, gain_verdicts
+from ..evaluation.results import measured_trainable_lines, paper_recipe_results, recovery_results
 from ..importance.importance import score
 from ..models.architecture import LVLM
 from ..pruning.plan import Plan
@@ -277,28 +277,39 @@ RECIPE_COLORS = dict(zip(LOSS_SUMS, ('#444444', '#56B4E9', '#0072B2', '#D55E00',
 RECIPE_COLORS |= {k: RECIPE_COLORS[f'sft+{k}'] for k in SINGLE_LOSSES[1:]}
 
 # %% ../../nbs/recovery/recipes.ipynb #2d1c9af0
+def _seed_words(n):
+    "Such as '3 seeds', or '1 to 3 seeds' where counts differ."
+    span = f'{min(n)}' if min(n) == max(n) else f'{min(n)} to {max(n)}'
+    return f'{span} seed{"" if span == "1" else "s"}'
+
+
 def plot_recipe_bars(
     d: pd.DataFrame,  # Retention in percent by ratio, a column a recipe
     recipes: Sequence[str],  # Which recipes, in this order
     ax: Axes,  # Axes to draw on
-    runs: pd.DataFrame | None = None,  # Single runs from `recovery_results`, drawn as dots
+    runs: pd.DataFrame | None = None,  # The runs behind the means, from `recovery_results`, drawn as dots
 ) -> Axes:  # The same axes
-    "Retention by ratio, a bar a recipe."
+    "Retention by ratio, a bar a recipe; 'n/a' where there is no number."
     if not set(recipes) & set(d):
         ax.set(xticks=[], yticks=[])
         return mark_unmeasured(ax)
     width = 0.8 / len(recipes)
     for j, recipe in enumerate(recipes):
-        if recipe not in d:
-            continue
         x = np.arange(len(d)) - 0.4 + width * (j + 0.5)
-        ax.bar(x, d[recipe], width, color=RECIPE_COLORS[recipe], label=recipe)
+        height = d.get(recipe, pd.Series(np.nan, d.index))
+        ax.bar(x, height, width, color=RECIPE_COLORS[recipe], label=recipe)
+        for at in x[height.isna()]:
+            ax.text(at, 2, 'n/a', rotation=90, ha='center', va='bottom', fontsize=7, color='#555555')
         for at, ratio in zip(x, d.index if runs is not None else ()):
             seeds = runs[(runs.recipe == recipe) & (runs.ratio == ratio)].retention
             if len(seeds) > 1:
                 ax.plot([at] * len(seeds), seeds, '.', color='black', ms=2.5)
-    ax.set(xticks=range(len(d)), xticklabels=[f'{100 * r:.0f} %' for r in d.index])
-    ax.set(xlim=(-0.5, len(d) - 0.5), ylim=(0, 104))
+    labels = [f'{100 * r:.0f} %' for r in d.index]
+    if runs is not None:
+        n = runs.groupby(['ratio', 'recipe']).seed.nunique()
+        labels = [f'{label}\n{_seed_words(n[ratio])}' for label, ratio in zip(labels, d.index)]
+    ax.set(xticks=range(len(d)), xticklabels=labels, xlim=(-0.5, len(d) - 0.5), ylim=(0, 104))
+    ax.tick_params(axis='x', labelsize=8)
     ax.grid(axis='x')
     return ax
 
@@ -317,13 +328,14 @@ def draw_recipe_bars(
     for m in PAPER_FAMILIES:
         for method in methods:
             d = recovery_results(results, m, method, fraction)
-            runs[m, method] = d[d.trainable == 'projector+lora']
+            d = d[(d.trainable == 'projector+lora') & d.recipe.isin(recipes)]
+            runs[m, method] = common_seeds(d, 'recipe')
 
     def enough(method):
         return any(len(set(recipes) & set(runs[m, method].recipe)) > len(recipes) / 2 for m in PAPER_FAMILIES)
 
     methods = [method for method in methods if enough(method)] or methods[:1]
-    fig, axs = plt.subplots(len(methods) + 1, 3, figsize=(8.6, 1.9 * len(methods) + 2.2))
+    fig, axs = plt.subplots(len(methods) + 1, 3, figsize=(8.8, 2 * len(methods) + 2.2), sharey=True)
     for (m, family), column in zip(PAPER_FAMILIES.items(), axs.T):
         for method, ax in zip(methods, column):
             d = runs[m, method]
@@ -338,26 +350,33 @@ def draw_recipe_bars(
 
 # %% ../../nbs/recovery/recipes.ipynb #91fd7028
 COMPARED_RECIPES = ['sft', 'sft+jsd', *EXTRA_RECIPES, *STAGED_RECIPES]  # What is compared with `BASE_RECIPE`
+GAIN_COLORS = {'holds': COLORS['full'], 'reversed': COLORS['lora']}  # Every other verdict is gray
 
 
 def plot_gain_over(
-    gains: pd.DataFrame,  # Columns ratio, recipe, gain, as from `gain_over`
+    gains: pd.DataFrame,  # Columns ratio, recipe, seed, gain, width, as from `gain_over`
     ratio: float,  # Which ratio to draw
     ax: Axes,  # Axes to draw on
+    recipes: Sequence[str] | None = None,  # From top to bottom; None: those of this ratio, best first
 ) -> Axes:  # The same axes
-    "Gain over the base recipe in points: a dot a seed, a bar the mean."
+    "Gain over the base recipe in points: the mean with its 95 % interval over questions and seeds, dots are seeds."
     gains = gains[np.isclose(gains.ratio, ratio)]
     ax.set_title(f'{ratio:.0%} removed')
     if not len(gains):
         ax.set(xticks=[], yticks=[])
         return mark_unmeasured(ax)
-    means = gains.groupby('recipe').gain.mean().sort_values()
-    for y, (recipe, mean) in enumerate(means.items()):
-        seeds = gains[gains.recipe == recipe].gain
-        ax.barh(y, mean, color=COLORS['full'] if mean > 0 else COLORS['paper'], alpha=0.5)
-        ax.plot(seeds, [y] * len(seeds), '.', color='black')
+    effects = gain_verdicts(gains).droplevel('ratio')
+    recipes = list(effects.index if recipes is None else recipes)
+    for y, recipe in enumerate(recipes):
+        if recipe in effects.index:
+            e, seeds = effects.loc[recipe], gains[gains.recipe == recipe].gain
+            color = GAIN_COLORS.get(e.verdict, '#888888')
+            ax.plot([e.low, e.high], [y, y], color=color, lw=2.2, alpha=0.6, solid_capstyle='butt')
+            ax.plot(e.gain, y, 'D', color=color, ms=4.5)
+            ax.plot(seeds, [y - 0.3] * len(seeds), '.', color='black', ms=3)
     ax.axvline(0, color='#333333', lw=0.8)
-    ax.set(yticks=range(len(means)), yticklabels=means.index, xlabel=f'points over {BASE_RECIPE}')
+    ax.set(yticks=range(len(recipes)), yticklabels=recipes, ylim=(len(recipes) - 0.5, -0.7))
+    ax.set_xlabel(f'points over {BASE_RECIPE}')
     ax.grid(axis='y')
     return ax
 
@@ -368,17 +387,24 @@ def _near(line, ratio):
     return float(line.iloc[apart.argmin()]) if len(line) and apart.min() < 6 else np.nan
 
 
-def _draw_bars(values, colors, ax):
-    "Horizontal bars with their numbers; what was not run is said."
+def _runs_at(stored, ratio, model, method):
+    "The recovered runs of one ratio, on the share of the data that most have, by what is trained and recipe."
+    d = recovery_results(stored['recovery'], model, method)
+    return d[np.isclose(d.ratio.astype(float), ratio)].groupby(['trainable', 'recipe'])
+
+
+def _draw_bars(values, seeds, colors, ax):
+    "Horizontal bars with their numbers and seeds; what was not run is said."
     for y, (label, value) in enumerate(values.items()):
         known = np.isfinite(value)
+        words = f' ({_seed_words([seeds[label]])})' if seeds.get(label) else ''
         ax.barh(y, value if known else 0, color=colors[label], height=0.7)
-        ax.text(value + 1 if known else 1, y, f'{value:.0f}' if known else 'not run', va='center', fontsize=7.5)
-    ax.set(yticks=range(len(values)), yticklabels=values, ylim=(len(values) - 0.5, -0.5), xlim=(0, 118))
+        ax.text(value + 1 if known else 1, y, f'{value:.0f}{words}' if known else 'not run', va='center', fontsize=7.5)
+    ax.set(yticks=range(len(values)), yticklabels=values, ylim=(len(values) - 0.5, -0.5), xlim=(0, 138))
+    ax.set_xticks(range(0, 101, 25))
     ax.set_xlabel('retention in %')
     ax.grid(axis='y')
     return ax
-
 
 # %% ../../nbs/recovery/recipes.ipynb #8fae6fb3
 def recipe_values(
@@ -387,17 +413,28 @@ def recipe_values(
     model: str,  # Name of a study model or of a real one
     method: str,  # 'layer' or 'width'
 ) -> tuple[dict, dict]:  # Retention in percent by what is trained, and by recipe; NaN where nothing is stored
-    "What the stored runs retain at one ratio; ValueError for another method."
+    "What the stored runs retain at one ratio, each a mean over all its seeds; ValueError for another method."
     if method not in ('layer', 'width'):
         raise ValueError(f'method is layer or width, not {method!r}')
-    lines = measured_trainable_lines(stored, model)
-    trained = {label: _near(lines[method, t], ratio) for t, (_, label) in TRAINABLE_STYLES.items()}
-    d = recovery_results(stored['recovery'], model, method)
-    d = d[(d.trainable == 'projector+lora') & np.isclose(d.ratio, ratio)] if len(d) else d
-    means = d.groupby('recipe').retention.mean() if len(d) else pd.Series(dtype=float)
-    return trained, {recipe: float(means.get(recipe, np.nan)) for recipe in RECIPE_COLORS}
+    means = _runs_at(stored, ratio, model, method).retention.mean()
+    trained = {label: float(means.get((t, 'sft'), np.nan)) for t, (_, label) in TRAINABLE_STYLES.items()}
+    pruned = measured_trainable_lines(stored, model)[method, 'none']
+    trained[TRAINABLE_STYLES['none'][1]] = _near(pruned, ratio)
+    return trained, {r: float(means.get(('projector+lora', r), np.nan)) for r in RECIPE_COLORS}
 
 
+def recipe_seeds(
+    stored: dict,  # Stored results by 'recovery', 'layer' and 'width'
+    ratio: float,  # Target ratio, one of `STUDY_RATIOS`
+    model: str,  # Name of a study model or of a real one
+    method: str,  # 'layer' or 'width'
+) -> tuple[dict, dict]:  # Number of seeds by what is trained, and by recipe
+    "How many seeds stand behind each of `recipe_values`, without those of the pruned model."
+    n = _runs_at(stored, ratio, model, method).seed.nunique()
+    trained = {label: int(n.get((t, 'sft'), 0)) for t, (_, label) in TRAINABLE_STYLES.items() if t != 'none'}
+    return trained, {r: int(n.get(('projector+lora', r), 0)) for r in RECIPE_COLORS}
+
+# %% ../../nbs/recovery/recipes.ipynb #8fae6fc2
 def recipe_card(
     stored: dict,  # Stored results by 'recovery', 'layer' and 'width'
     ratio: float,  # Target ratio, one of `STUDY_RATIOS`
@@ -408,13 +445,13 @@ def recipe_card(
     import matplotlib.pyplot as plt
 
     trained, learned = recipe_values(stored, ratio, model, method)
+    seeds, recipe_n = recipe_seeds(stored, ratio, model, method)
     fig, (left, right) = plt.subplots(1, 2, figsize=(8.2, 2.7), layout='constrained')
     colors = {label: COLORS[color] for color, label in TRAINABLE_STYLES.values()}
     runs = recovery_results(stored['recovery'], model, method)
     share = f', {runs.fraction.iloc[0]:.0%} of the data' if len(runs) else ''
-    _draw_bars(trained, colors, left).set_title(f'{model}, {ratio:.0%}, {method}: what is trained')
-    _draw_bars(learned, RECIPE_COLORS, right).set_title(f'what is learned from{share}')
+    _draw_bars(trained, seeds, colors, left).set_title(f'{model}, {ratio:.0%}, {method}: what is trained')
+    _draw_bars(learned, recipe_n, RECIPE_COLORS, right).set_title(f'what is learned from{share}')
     for ax in (left, right):
         ax.axvline(100, color='#999999', lw=0.7)
     return fig
-

@@ -241,7 +241,10 @@ def _select(d, cell, ratio):
         d = recovered[(recovered.recipe == cell.recipe) & (recovered.trainable == cell.trainable)]
         d = d[np.isclose(d.fraction, recovered.fraction.mode().max() if fraction is None else fraction)]
     else:
-        d = d[(d.recipe == 'none') & (d.size_match.astype(bool) == (cell.method == 'width' and samples is None))]
+        d = d[d.recipe == 'none']
+        matched = d.size_match.astype(bool)
+        # Fewer samples are compared within the plain width runs; a real model has only runs of equal size
+        d = d[matched == (cell.method == 'width' and (samples is None or matched.all()))]
     d = d[d.calibration == (d.calibration.mode().max() if samples is None else samples)]
     return d[np.isclose(d.ratio, ratio)].set_index('seed').sort_index()
 
@@ -488,6 +491,8 @@ def verdict_sentences(
         said += [f'undecided: {len(texts["undecided"])}'] * bool(texts['undecided'])
         n = int(g.verdict.isin(OPEN_VERDICTS.values()).sum())
         said += [f'open for want of seeds: {n}'] * bool(n)
+        n = len(CLAIMS) - len(g)
+        said += [f'not measured: {n}'] * bool(n)
         lines.append(f'- `{name}`: {". ".join(x[0].upper() + x[1:] for x in said)}.')
     return '\n'.join(lines)
 
@@ -652,6 +657,6 @@ def plot_claims_forest(
         ax.grid(axis='y', visible=False)
         ax.spines['left'].set_visible(False)
     _label_forest(next(iter(axs.values())), rows)
-    fig.supxlabel('points of retention; above 0 the claim is true', fontsize=7)
+    fig.supxlabel('points of retention, linear to 5 and logarithmic beyond; above 0 the claim is true', fontsize=7)
     _forest_legend(fig)
     return fig

@@ -560,7 +560,7 @@ def _unknowns(case, budget, option, options):
     said = []
     if option.source == 'measured' and option.method + str(option.bits) != 'none16' and far > 10:
         said.append(
-            f'No row here is of a model of this size (the nearest is {far:,.0f} times off): '
+            f'No LVLM with rows of this setting is of this size (the nearest is {far:,.0f} times off): '
             'trust the order of the settings more than the numbers, and measure.'
         )
     mine = options[options.source == 'measured']

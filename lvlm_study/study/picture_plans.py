@@ -138,9 +138,11 @@ def plot_suite_plans(
 ) -> Axes:  # The same axes
     "A line for each plan, from its lowest to its highest retention, and a mark for each way."
     for y, (label, row) in enumerate(table.iterrows()):
-        color = COLORS['layer' if label.startswith('layers') and 'channels' not in label else 'width']
+        color = COLORS['layer' if label.startswith('layers') and 'width' not in label else 'width']
         known = row[list(PLAN_WAYS)].dropna().astype(float)
-        if len(known):
+        if not len(known):
+            ax.text(0.03, y, 'not measured yet', transform=ax.get_yaxis_transform(), va='center', color='#777777')
+        else:
             ax.plot([known.min(), known.max()], [y, y], color=color, lw=2, alpha=0.4)
         for way, value in known.items():
             face = 'white' if way == 'plain' else color

@@ -18,6 +18,7 @@ from ..evaluation.metrics import PAIRED_BENCHMARKS
 from ..evaluation.results import MODEL_SUITES, PAPER_CRITERION
 from ..evaluation.verdicts import DRAWS, Effect, effect_of, mean_with_draws, unpack_correct
 from .picture_plans import retention_gap
+from .runner import CALIBRATION_SAMPLES
 
 # %% ../../nbs/study/real_results.ipynb #2f5c7932
 def real_rows(
@@ -26,7 +27,7 @@ def real_rows(
     **fields: object,  # Further fields of a run that have to be equal
 ) -> Iterator[dict]:  # Stored rows
     "The measured rows of a model on a suite."
-    wanted = dict(model=model, suite=suite or MODEL_SUITES.get(model, 'small'), purpose='', **fields)
+    wanted = dict(model=model, suite=suite or MODEL_SUITES.get(model, 'small'), purpose='') | fields
     for experiment in ('layer_pruning', 'width_pruning'):
         for row in read_rows(experiment).values():
             if 'metrics' in row and all(row['run'].get(name) == value for name, value in wanted.items()):
@@ -68,13 +69,19 @@ def _chance(split, row):
     return 50.0 if split in (*PAIRED_BENCHMARKS, 'POPE') else row['curves']['chance'].get(split, 0.0)
 
 
+def _whole_row(model, suite, see):
+    "The whole model's row with most questions, or None: many were asked only to tell it from its floors."
+    found = [row for purpose in ('floors', '') for row in real_rows(model, suite, purpose=purpose, use_images=see)]
+    return next((row for row in found if row['run']['method'] == 'none'), None)
+
+
 def floor_table(
     model: str = 'smol-llava',  # Name in the store
 ) -> pd.DataFrame:  # Index: split; columns questions, right, without_picture, chance, margin, low, high, in percent
     "What the whole model answers right, beside what it answers without pictures and what guessing would."
     lines = {}
     for suite in (None, 'easyvqa', 'textqa'):
-        row, unseen = (next(real_rows(model, suite, method='none', use_images=see), None) for see in (True, False))
+        row, unseen = (_whole_row(model, suite, see) for see in (True, False))
         if row is None:
             continue
         without = right_by_split(unseen) if unseen else {}
@@ -150,7 +157,8 @@ def damage_table(
     for suite, original in whole.items():
         for row in real_rows(model, suite, recipe='none', use_images=True):
             run = row['run']
-            if run['method'] != 'none' and run['criterion'] == PAPER_CRITERION[run['method']]:
+            usual = run['calibration'] == CALIBRATION_SAMPLES
+            if usual and run['method'] != 'none' and run['criterion'] == PAPER_CRITERION[run['method']]:
                 cells.setdefault((run['method'], run['ratio']), {}).setdefault(run['seed'], {})[suite] = row
     lines = {}
     for place, by_seed in sorted(cells.items()):
@@ -178,18 +186,21 @@ def plot_damage(
     axs: Sequence[Axes],  # Two axes: answers, perplexity
     damage: pd.DataFrame,  # The table from `damage_table`
 ) -> Sequence[Axes]:  # The same
-    "What is left of answers about pictures and of language alone, and how perplexity grows, by ratio."
+    "By how much more language keeps than answers about pictures do, with its interval, and how perplexity grows."
     if not len(damage):
         return [mark_unmeasured(ax) for ax in axs]
     for method, d in damage.groupby(level='method'):
         d = d.droplevel('method')
         x, color = 100 * d.index.astype(float), COLORS[method]
-        axs[0].plot(x, d.pictures.astype(float), 'o-', color=color, label=f'{method}: about pictures')
-        axs[0].plot(x, d.language.astype(float), 's--', color=color, label=f'{method}: language alone')
+        gap = d[['gap', 'low', 'high']].astype(float)
+        shift = -0.7 if method == 'layer' else 0.7
+        error = [gap.gap - gap.low, gap.high - gap.gap]
+        axs[0].errorbar(x + shift, gap.gap, error, fmt='o', color=color, capsize=3, label=f'{method} pruning')
         for name, style in dict(reference='-', chat='--').items():
             axs[1].plot(x, d[name].astype(float), f'o{style}', color=color, label=f'{method}: {name}')
     axs[0].axhline(0, color='#999999', lw=0.7)
-    axs[0].set(xlabel='target ratio in %', ylabel='left of what is above chance in %', title='right answers')
+    axs[0].set(xlabel='target ratio in %', ylabel='language less pictures, points')
+    axs[0].set_title('what is kept above chance')
     axs[1].set(xlabel='target ratio in %', ylabel='times the perplexity of the whole', yscale='log', title='language')
     axs[1].yaxis.set_minor_formatter('')
     top = max(10, axs[1].get_ylim()[1])
@@ -212,6 +223,8 @@ HEALED_WAYS |= {BOTH_WAYS: 'original'}
 def _way(run):
     "How a stored run treats a pruned model; '' for one that is not compared here."
     if run['method'] not in ('layer', 'width') or run['criterion'] != PAPER_CRITERION[run['method']]:
+        return ''
+    if run['calibration'] != CALIBRATION_SAMPLES:
         return ''
     at_equal_size = run['method'] == 'width' and run['model'] in MODEL_SUITES
     if not run['use_images'] or run['size_match'] != at_equal_size:
@@ -242,14 +255,13 @@ def healed_rows(
 def healing_table(
     model: str = 'smol-llava',  # Name in the store
     metric: str = 'retention',  # Of the stored rows, such as 'perplexity_reference', that of prose
-) -> pd.DataFrame:  # Index (method, ratio); a column for each of `HEALED_WAYS`, and 'draws' of the way with the fewest
-    "A number of pruned models as they are, repaired, and recovered: the mean over the draws that are stored."
-    lines = {}
-    for place, ways in healed_rows(model).items():
-        line = {way: np.mean([m[metric] for m in ways[way].values()]) for way in HEALED_WAYS if way in ways}
-        lines[place] = line | dict(draws=min(map(len, ways.values())))
-    columns = [*HEALED_WAYS, 'draws']
-    return pd.DataFrame(lines).T.reindex(columns=columns).rename_axis(['method', 'ratio'])
+) -> pd.DataFrame:  # Index (method, ratio); a column for each of `HEALED_WAYS`
+    "A number of pruned models as they are, repaired, and recovered: the mean over the seeds that are stored."
+    lines = {
+        place: {way: np.mean([m[metric] for m in seeds.values()]) for way, seeds in ways.items()}
+        for place, ways in healed_rows(model).items()
+    }
+    return pd.DataFrame(lines).T.reindex(columns=[*HEALED_WAYS]).rename_axis(['method', 'ratio'])
 
 # %% ../../nbs/study/real_results.ipynb #1cd7c8b6
 def healing_gains(
@@ -257,7 +269,7 @@ def healing_gains(
     way: str = 'repaired',  # One of `HEALED_WAYS`
     base: str = 'plain',  # Another one, that it is compared with
 ) -> pd.DataFrame:  # Index (method, ratio); columns value, low, high in points of retention, seeds, verdict
-    "By how much one way of healing is ahead of another, on the draws that both are stored for."
+    "By how much one way of healing is ahead of another, on the seeds that both are stored for."
     for name in (way, base):
         if name not in HEALED_WAYS:
             raise ValueError(f'a way is one of {", ".join(HEALED_WAYS)}, not {name!r}')
@@ -273,8 +285,9 @@ def healing_gains(
 def plot_healing(
     axs: Sequence[Axes],  # Two axes: layers, width
     table: pd.DataFrame,  # The table from `healing_table`
+    unseen: float | None = None,  # Retention in percent of the whole model without pictures, drawn as a line
 ) -> Sequence[Axes]:  # The same
-    "Retention by ratio for each way of healing."
+    "Retention by ratio for each way of healing; a way that is stored at one ratio only is a mark without a line."
     if not len(table):
         return [mark_unmeasured(ax) for ax in axs]
     for ax, method in zip(axs, ('layer', 'width')):
@@ -282,10 +295,16 @@ def plot_healing(
             d = table.loc[method, way].dropna()
             trained = f'{way}, {HEALED_FRACTION:.0%} of the data'
             label = dict(plain='plain', repaired='repaired, untrained').get(way, trained)
-            if len(d):
-                ax.plot([0, *100 * d.index.astype(float)], [100, *d], 'o-', color=COLORS[color], label=label)
+            x, y = 100 * d.index.astype(float), d.astype(float)
+            if len(d) == 1:
+                ax.plot(x, y, 'o', color=COLORS[color], label=label)
+            elif len(d):
+                ax.plot([0, *x], [100, *y], 'o-', color=COLORS[color], label=label)
         ax.axhline(100, color='#999999', lw=0.7, zorder=0)
+        if unseen is not None:
+            ax.axhline(unseen, color=COLORS['chance'], ls=':', lw=1.2, zorder=0, label='whole model without pictures')
         ax.set(title=f'{method} pruning', xlabel='target ratio in %', xlim=(-1, 63), ylim=(-3, 112))
     axs[0].set_ylabel('retention in %')
-    axs[1].legend(fontsize=7, loc='lower left')
+    lines = {line.get_label(): line for ax in axs for line in ax.get_lines() if not line.get_label().startswith('_')}
+    axs[1].legend(lines.values(), lines, fontsize=7, loc='lower left')
     return axs

@@ -665,11 +665,11 @@ PLAN_LABELS = {
     ('layer', 'bi'): 'layers by influence',
     ('layer', 'bi_max'): 'layers, the sink counted',
     ('layer', 'greedy'): 'layers by measured loss',
-    ('width', 'taylor'): 'channels by Taylor',
-    ('width', 'activation'): 'channels by activation',
-    ('width', 'wanda'): 'channels, all layers alike',
-    ('width', 'wanda global'): 'channels, global',
-    ('width', 'bi_max+wanda'): 'layers and channels',
+    ('width', 'taylor'): 'width by Taylor',
+    ('width', 'activation'): 'width by activation',
+    ('width', 'wanda'): 'width by Wanda',
+    ('width', 'wanda global'): 'width by Wanda, global',
+    ('width', 'bi_max+wanda'): 'layers and width by Wanda',
 }
 
 

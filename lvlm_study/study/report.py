@@ -126,7 +126,8 @@ def _model_line(name, metrics):
     "The scores of one original model, and what it is built of."
     config = transformers.AutoConfig.from_pretrained(STUDY_MODELS_FOLDER / name)
     vision = config.vision_config.model_type.removesuffix('_model')
-    scores = {b: f'{metrics[b]:.0f}' for b in BENCHMARK_ORDER}
+    most = {'MME-C': ' (of 800)', 'MME-P': ' (of 2000)'}
+    scores = {b + most.get(b, ''): f'{metrics[b]:.0f}' for b in BENCHMARK_ORDER}
     return {
         'model': name,
         'vision + language model': f'{vision} + {config.text_config.model_type}',

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['CALIBRATION_SAMPLES', 'QUICK_RATIOS', 'QUICK_TRAINABLE', 'ALL_RATIOS', 'CALIBRATION_SEEDS', 'RECOVERY_FRACTION',
            'MIDDLE_RATIOS', 'LAYER_CRITERIA', 'WIDTH_CRITERIA', 'FEWER_SAMPLES', 'REAL_FRACTION', 'OTHER_SUITES',
-           'LAYER_RIVALS', 'SEEDED_PRESETS', 'PRESETS', 'PURPOSE_RUNS', 'BATCH_SIZE', 'EXPERIMENTS', 'quick_runs',
-           'pruning_runs', 'criteria_runs', 'scoring_runs', 'trainable_runs', 'loss_runs', 'data_runs',
+           'FLOOR_LIMIT', 'LAYER_RIVALS', 'SEEDED_PRESETS', 'PRESETS', 'PURPOSE_RUNS', 'BATCH_SIZE', 'EXPERIMENTS',
+           'quick_runs', 'pruning_runs', 'criteria_runs', 'scoring_runs', 'trainable_runs', 'loss_runs', 'data_runs',
            'extra_recipe_runs', 'smol_runs', 'run_grid', 'needed_criteria', 'recovery_data', 'run_scores',
            'run_importance', 'original_model', 'plan_for_run', 'training_samples', 'student_for_run', 'run_model',
            'run_all']
@@ -140,11 +140,20 @@ def criteria_runs(
 FEWER_SAMPLES = (1, 2, 5, 10, 15, 20)  # Sizes of the calibration set below the usual one
 
 
+def _ten_sample_runs(models, seeds):
+    "Models pruned by the scores of ten samples, for each seed (a claim of Figure 7)."
+    for seed, r, m in product(seeds, MIDDLE_RATIOS, models):
+        yield _pruning_run('layer', 'bi', r, m, calibration=10, seed=seed)
+        yield _pruning_run('width', 'taylor', r, m, calibration=10, seed=seed)
+
+
 def scoring_runs(
     models: Sequence[str] | None = None,  # Names of study models; None: all of them
-) -> Iterator[Run]:  # 26 runs a model
+) -> Iterator[Run]:  # 34 runs a model
     "What scores predict, how they vary with the calibration set, and models pruned by the scores of fewer samples."
-    for m in models or study_models():
+    models = models or study_models()
+    yield from _ten_sample_runs(models, CALIBRATION_SEEDS[1:])
+    for m in models:
         yield Run('importance', model=m, purpose='prediction', calibration=50)
         yield Run('importance', model=m, purpose='calibration', calibration=100)
         for n in FEWER_SAMPLES:
@@ -199,13 +208,14 @@ def extra_recipe_runs(
 # %% ../../nbs/study/runner.ipynb #74aaf10f
 REAL_FRACTION = 0.05  # Share of the data where its recipes are compared
 OTHER_SUITES = {'textqa': 100, 'easyvqa': 100, 'plain-text': REAL_LIMIT}  # Suite -> questions of each benchmark
+FLOOR_LIMIT = 150  # Questions a split that tell whether the whole model is above its floors
 
 
 def _real(runs, fraction=None):
     "Runs as a real model is asked: in plain words, on fewer questions, at equal size, and recovered on less data."
     for run in runs:
         run = replace(run, suite=MODEL_SUITES.get(run.model, run.suite), limit=REAL_LIMIT)
-        if run.method == 'width' and run.recipe != 'none':
+        if run.method == 'width':
             run = replace(run, size_match=True)  # As large as the layer-pruned model beside it
         yield replace(run, fraction=fraction) if fraction and run.recipe != 'none' else run
 
@@ -215,6 +225,12 @@ def _other_suites(model):
     for suite, limit in OTHER_SUITES.items():
         yield Run('layer_pruning', model=model, suite=suite, limit=limit)
     yield Run('layer_pruning', model=model, suite='easyvqa', limit=OTHER_SUITES['easyvqa'], use_images=False)
+
+
+def _floor_runs(model):
+    "The whole model on many questions of each split, with and without their pictures."
+    for see in (True, False):
+        yield Run('layer_pruning', model=model, purpose='floors', use_images=see)
 
 
 def _language_alone(runs):
@@ -246,10 +262,12 @@ def _smol_runs(models, seeds):
         yield Run('importance', model=m, criterion='bi', calibration=CALIBRATION_SAMPLES)
         yield from _real([Run('layer_pruning', model=m), Run('layer_pruning', model=m, use_images=False)])
         yield from _other_suites(m)
+        yield from (replace(run, limit=FLOOR_LIMIT) for run in _real(_floor_runs(m)))
     for seed in seeds:  # without training a run takes minutes: all seeds come first
         yield from _real(_unrecovered_runs(models, seed))
         yield from _language_alone(_unrecovered_runs(models, seed))
     yield from _real(_layer_rivals(models, seeds))
+    yield from _real(_ten_sample_runs(models, seeds))
     for seed in seeds:
         yield from _real(trainable_runs(models, (seed,)), REAL_FRACTION)
         yield from _real(loss_runs(models, (seed,)), REAL_FRACTION)
