@@ -447,10 +447,12 @@ def count_witnesses(
 
 # %% ../../nbs/study/claims.ipynb #cd2ae75f
 def _exceptions(line):
-    "', but not at ...': gaps that say the opposite of a finding; '' where there are none."
+    "', but not at ...': gaps that say the opposite of a finding, or that are 0 without noise; '' where there are none."
     opposite = dict(holds='reversed', reversed='holds').get(line.verdict)
     labels = [label for label, gap in line.gaps.items() if gap.verdict == opposite]
-    return f', but not at {" and ".join(labels)}' if labels else ''
+    empty = [label for label, gap in line.gaps.items() if gap.value == gap.low == gap.high == 0]
+    said = f', but not at {" and ".join(labels)}' if labels else ''
+    return said + (f', nothing comes back at {" and ".join(empty)}' if empty else '')
 
 
 def _source_label(name):
